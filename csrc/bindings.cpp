@@ -1,0 +1,127 @@
+// The only file that knows Python: tuples of integers in, structs of api.h out, cudaError_t to exceptions. No logic.
+// Pointers, streams and dtypes arrive as integers, so the module needs no torch to build or to import.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "api.h"
+
+PYBIND11_MAKE_OPAQUE(std::vector<muon_kernels::PrologueItem>);
+
+namespace muon_kernels {
+namespace {
+
+namespace py = pybind11;
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error));
+  }
+}
+
+template <typename T>
+T* pointer(int64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+cudaStream_t stream_of(int64_t address) { return pointer<CUstream_st>(address); }
+
+// ---- prologue ----------------------------------------------------------------------------------------------------------
+
+// rows, cols, then pointer, row stride, column stride of grad, momentum and out.
+using PrologueFields = std::array<int64_t, 11>;
+
+std::vector<PrologueItem> prologue_items(const std::vector<PrologueFields>& list) {
+  std::vector<PrologueItem> items;
+  items.reserve(list.size());
+  for (const PrologueFields& f : list) {
+    items.push_back({f[0],
+                     f[1],
+                     {pointer<void>(f[2]), f[3], f[4]},
+                     {pointer<void>(f[5]), f[6], f[7]},
+                     {pointer<void>(f[8]), f[9], f[10]}});
+  }
+  return items;
+}
+
+void bind_prologue(py::module_& m) {
+  using Items = std::vector<PrologueItem>;
+  py::class_<Items>(m, "PrologueItems").def(py::init(&prologue_items), py::arg("items"));
+
+  m.def(
+      "prologue_partials",
+      [](const Items& items, int grad_dtype, int momentum_dtype, int out_dtype) {
+        PrologueArgs args{};
+        args.grad_dtype = static_cast<DType>(grad_dtype);
+        args.momentum_dtype = static_cast<DType>(momentum_dtype);
+        args.out_dtype = static_cast<DType>(out_dtype);
+        return prologue_partials(items.data(), static_cast<int64_t>(items.size()), args);
+      },
+      py::arg("items"), py::arg("grad_dtype"), py::arg("momentum_dtype"), py::arg("out_dtype"));
+
+  m.def(
+      "prologue",
+      [](const Items& items, int grad_dtype, int momentum_dtype, int out_dtype, double momentum, bool nesterov, bool ema,
+         bool maximize, int64_t grad_scale, int64_t found_inf, int64_t sumsq, int64_t partials, int64_t stream) {
+        const PrologueArgs args{static_cast<DType>(grad_dtype),
+                                static_cast<DType>(momentum_dtype),
+                                static_cast<DType>(out_dtype),
+                                static_cast<float>(momentum),
+                                static_cast<float>(1.0 - momentum),
+                                nesterov,
+                                ema,
+                                maximize,
+                                pointer<const float>(grad_scale),
+                                pointer<const float>(found_inf),
+                                pointer<double>(sumsq),
+                                pointer<double>(partials)};
+        check(launch_prologue(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+      },
+      py::arg("items"), py::arg("grad_dtype"), py::arg("momentum_dtype"), py::arg("out_dtype"), py::arg("momentum"),
+      py::arg("nesterov"), py::arg("ema"), py::arg("maximize"), py::arg("grad_scale"), py::arg("found_inf"),
+      py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
+}
+
+// ---- apply -------------------------------------------------------------------------------------------------------------
+
+// rows, cols, then pointer, row stride, column stride of param and update.
+using ApplyFields = std::array<int64_t, 8>;
+
+void bind_apply(py::module_& m) {
+  m.def(
+      "apply",
+      [](const std::vector<ApplyFields>& list, const std::vector<double>& scales, int param_dtype, int update_dtype,
+         double weight_decay, double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t stream) {
+        std::vector<ApplyItem> items;
+        items.reserve(list.size());
+        for (size_t i = 0; i < list.size(); ++i) {
+          const ApplyFields& f = list[i];
+          items.push_back(
+              {f[0], f[1], {pointer<void>(f[2]), f[3], f[4]}, {pointer<void>(f[5]), f[6], f[7]}, scales.at(i)});
+        }
+        const ApplyArgs args{static_cast<DType>(param_dtype),
+                             static_cast<DType>(update_dtype),
+                             weight_decay,
+                             lr,
+                             pointer<const void>(lr_device),
+                             lr_device_float64,
+                             pointer<const float>(found_inf)};
+        check(launch_apply(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+      },
+      py::arg("items"), py::arg("scales"), py::arg("param_dtype"), py::arg("update_dtype"), py::arg("weight_decay"),
+      py::arg("lr"), py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("stream"));
+}
+
+}  // namespace
+}  // namespace muon_kernels
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CUDA launchers of muon_kernels: integers in, nothing checked. Use muon_kernels.ops.";
+  muon_kernels::bind_prologue(m);
+  muon_kernels::bind_apply(m);
+}

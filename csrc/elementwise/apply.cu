@@ -1,0 +1,100 @@
+// apply: p <- p * (1 - lr * weight_decay) - lr * scale * update, for a list of tensors.
+//
+// One block per chunk, one pass over memory: reads param and update, writes param. The two factors are computed in float64
+// and rounded to fp32; the arithmetic per element is fp32 with one rounding to the parameter dtype at the end. A table
+// holds 906 dense or 370 strided tensors; longer lists take several launches.
+// Limits: at most 2^31 - 1 chunks of 4096 elements per tensor; operands must not overlap each other.
+
+#include <cstdint>
+
+#include "dispatch.cuh"
+#include "pack.cuh"
+#include "table.cuh"
+#include "walk.cuh"
+
+namespace muon_kernels {
+namespace {
+
+__device__ double learning_rate(const ApplyArgs& args) {
+  if (!args.lr_device) return args.lr;
+  return args.lr_device_float64 ? *static_cast<const double*>(args.lr_device)
+                                : static_cast<double>(*static_cast<const float*>(args.lr_device));
+}
+
+template <typename P, typename U>
+class Apply {
+ public:
+  template <int W>
+  struct Input {
+    Pack<P, W> param;
+    Pack<U, W> update;
+  };
+
+  __device__ Apply(float decay, float step, void* const (&data)[2]) : data_(data), decay_(decay), step_(step) {}
+
+  template <int W, class Span>
+  __device__ Input<W> load(const Span& span) const {
+    return {muon_kernels::load<P, W, 0>(data_[0], span), muon_kernels::load<U, W, 1>(data_[1], span)};
+  }
+
+  template <int W, class Span>
+  __device__ void finish(const Span& span, Input<W>& input) const {
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      const float p = to_float(input.param.value[i]);
+      input.param.value[i] = from_float<P>(p * decay_ - step_ * to_float(input.update.value[i]));
+    }
+    store<P, W, 0>(data_[0], span, input.param);
+  }
+
+ private:
+  void* const (&data_)[2];
+  const float decay_;
+  const float step_;
+};
+
+// Payload: the tensor's scale.
+template <typename P, typename U, class View>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    apply_kernel(const __grid_constant__ Table<View, double> table, const __grid_constant__ ApplyArgs args) {
+  if (args.found_inf && *args.found_inf != 0.0f) return;
+  const int t = table.find(blockIdx.x);
+  const View& view = table.view[t];
+  const uint32_t chunk = blockIdx.x - table.first_block[t];
+  const double lr = learning_rate(args);
+  const Apply<P, U> op(static_cast<float>(1.0 - lr * args.weight_decay), static_cast<float>(lr * table.payload[t]),
+                       view.data);
+  if (view.vectorised()) {
+    walk_chunk<View::kWidth>(view, chunk, op);
+  } else {
+    walk_chunk<1>(view, chunk, op);
+  }
+}
+
+template <typename P, typename U>
+cudaError_t launch_typed(const ApplyItem* items, int64_t count, const ApplyArgs& args, cudaStream_t stream) {
+  const auto launch = [&](const auto& table, uint32_t blocks) {
+    apply_kernel<P, U><<<blocks, kThreads, 0, stream>>>(table, args);
+    return cudaGetLastError();
+  };
+  MultiTensorLaunch<double, decltype(launch), P, U> tensors(launch);
+  for (int64_t i = 0; i < count; ++i) {
+    const ApplyItem& item = items[i];
+    const Matrices<P, U> matrices(item.rows, item.cols, {item.param, item.update});
+    const cudaError_t error = matrices.visit([&](const auto& view) { return tensors.add(view, item.scale); });
+    if (error != cudaSuccess) return error;
+  }
+  return tensors.finish();
+}
+
+}  // namespace
+
+cudaError_t launch_apply(const ApplyItem* items, int64_t count, const ApplyArgs& args, cudaStream_t stream) {
+  return with_type(args.param_dtype, [&](auto p) {
+    return with_type(args.update_dtype, [&](auto u) {
+      return launch_typed<typename decltype(p)::type, typename decltype(u)::type>(items, count, args, stream);
+    });
+  });
+}
+
+}  // namespace muon_kernels

@@ -1,0 +1,191 @@
+// prologue: g = grad / grad_scale; momentum update; Nesterov step; rounding to the output dtype; sum of squares.
+//
+// One block per chunk, one pass over memory: reads grad and momentum, writes momentum and out. All arithmetic is fp32;
+// squares are summed in float64 over the rounded outputs: thread, then warp, then block, then (second kernel) chunks of a
+// tensor, always in the same order. A table holds 815 dense or 331 strided tensors; longer lists take several launches.
+// Limits: at most 2^31 - 1 chunks of 4096 elements per tensor; operands must not overlap each other.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "dispatch.cuh"
+#include "pack.cuh"
+#include "table.cuh"
+#include "walk.cuh"
+
+namespace muon_kernels {
+namespace {
+
+// torch.lerp's formula: both branches are exact at their end of the interval.
+__device__ float lerp(float a, float b, float weight) {
+  return weight < 0.5f ? a + weight * (b - a) : b - (b - a) * (1.0f - weight);
+}
+
+template <typename G, typename M, typename O>
+class Prologue {
+ public:
+  template <int W>
+  struct Input {
+    Pack<G, W> grad;
+    Pack<M, W> momentum;
+  };
+
+  __device__ Prologue(const PrologueArgs& args, void* const (&data)[3])
+      : args_(args),
+        data_(data),
+        scale_(args.grad_scale ? *args.grad_scale : 1.0f),
+        skip_(args.found_inf && *args.found_inf != 0.0f) {}
+
+  template <int W, class Span>
+  __device__ Input<W> load(const Span& span) const {
+    return {muon_kernels::load<G, W, 0>(data_[0], span), muon_kernels::load<M, W, 1>(data_[1], span)};
+  }
+
+  template <int W, class Span>
+  __device__ void finish(const Span& span, Input<W>& input) {
+    Pack<O, W> out;
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      float g = to_float(input.grad.value[i]);
+      float m = to_float(input.momentum.value[i]);
+      if (args_.grad_scale) g = g / scale_;
+      if (args_.maximize) g = -g;
+      m = args_.ema ? lerp(m, g, args_.one_minus_momentum) : args_.momentum * m + g;
+      const M stored = from_float<M>(m);
+      input.momentum.value[i] = stored;
+      m = to_float(stored);
+      float u = m;
+      if (args_.nesterov) u = args_.ema ? lerp(g, m, args_.momentum) : g + args_.momentum * m;
+      out.value[i] = from_float<O>(skip_ ? 0.0f : u);
+      const double square = to_float(out.value[i]);
+      if (i >= span.begin && i < span.end) sumsq_ += square * square;
+    }
+    if (!skip_) store<M, W, 1>(data_[1], span, input.momentum);
+    store<O, W, 2>(data_[2], span, out);
+  }
+
+  __device__ double sumsq() const { return sumsq_; }
+
+ private:
+  const PrologueArgs& args_;
+  void* const (&data_)[3];
+  const float scale_;
+  const bool skip_;
+  double sumsq_ = 0.0;
+};
+
+// The sum over the block in thread 0, in a fixed order.
+__device__ double block_sum(double value) {
+  __shared__ double warp_sum[kThreads / 32];
+  for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
+  if (threadIdx.x % 32 == 0) warp_sum[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = warp_sum[0];
+  for (int w = 1; w < kThreads / 32; ++w) value += warp_sum[w];
+  return value;
+}
+
+// Payload: index of the tensor's first partial.
+template <typename G, typename M, typename O, class View>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    prologue_kernel(const __grid_constant__ Table<View, uint32_t> table, const __grid_constant__ PrologueArgs args) {
+  const int t = table.find(blockIdx.x);
+  const View& view = table.view[t];
+  const uint32_t chunk = blockIdx.x - table.first_block[t];
+  Prologue<G, M, O> op(args, view.data);
+  if (view.vectorised()) {
+    walk_chunk<View::kWidth>(view, chunk, op);
+  } else {
+    walk_chunk<1>(view, chunk, op);
+  }
+  const double sum = block_sum(op.sumsq());
+  if (threadIdx.x == 0) args.partials[table.payload[t] + chunk] = sum;
+}
+
+struct Segments {
+  static constexpr int kCapacity = (kTableBytes - 16) / sizeof(uint32_t) - 1;
+  uint32_t first[kCapacity + 1];  // tensor t owns partials first[t] .. first[t + 1] - 1
+};
+
+__global__ void __launch_bounds__(kThreads)
+    sum_partials_kernel(const __grid_constant__ Segments segments, const double* partials, double* sumsq) {
+  const uint32_t end = segments.first[blockIdx.x + 1];
+  double sum = 0.0;
+#pragma unroll 4
+  for (uint32_t i = segments.first[blockIdx.x] + threadIdx.x; i < end; i += kThreads) sum += partials[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) sumsq[blockIdx.x] = sum;
+}
+
+template <typename G, typename M, typename O>
+Matrices<G, M, O> matrices_of(const PrologueItem& item) {
+  return {item.rows, item.cols, {item.grad, item.momentum, item.out}};
+}
+
+// first_partial: tensor t owns partials first_partial[t] .. first_partial[t + 1] - 1.
+cudaError_t sum_partials(const std::vector<uint32_t>& first_partial, const PrologueArgs& args, cudaStream_t stream) {
+  const int64_t count = static_cast<int64_t>(first_partial.size()) - 1;
+  for (int64_t begin = 0; begin < count; begin += Segments::kCapacity) {
+    const int64_t size = std::min<int64_t>(count - begin, Segments::kCapacity);
+    Segments segments;
+    std::copy_n(first_partial.begin() + begin, size + 1, segments.first);
+    sum_partials_kernel<<<static_cast<uint32_t>(size), kThreads, 0, stream>>>(segments, args.partials,
+                                                                              args.sumsq + begin);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+template <typename G, typename M, typename O>
+cudaError_t launch_typed(const PrologueItem* items, int64_t count, const PrologueArgs& args, cudaStream_t stream) {
+  const auto launch = [&](const auto& table, uint32_t blocks) {
+    prologue_kernel<G, M, O><<<blocks, kThreads, 0, stream>>>(table, args);
+    return cudaGetLastError();
+  };
+  MultiTensorLaunch<uint32_t, decltype(launch), G, M, O> tensors(launch);
+  std::vector<uint32_t> first_partial(count + 1, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    const cudaError_t error = matrices_of<G, M, O>(items[i]).visit([&](const auto& view) {
+      first_partial[i + 1] = first_partial[i] + static_cast<uint32_t>(view.chunks());
+      return tensors.add(view, first_partial[i]);
+    });
+    if (error != cudaSuccess) return error;
+  }
+  if (const cudaError_t error = tensors.finish(); error != cudaSuccess) return error;
+  return sum_partials(first_partial, args, stream);
+}
+
+// Calls f(grad type, momentum type, out type).
+template <class F>
+cudaError_t with_types(const PrologueArgs& args, F&& f) {
+  return with_type(args.grad_dtype, [&](auto g) {
+    return with_type(args.momentum_dtype, [&](auto m) {
+      return with_type(args.out_dtype, [&](auto o) { return f(g, m, o); });
+    });
+  });
+}
+
+}  // namespace
+
+int64_t prologue_partials(const PrologueItem* items, int64_t count, const PrologueArgs& args) {
+  int64_t total = 0;
+  with_types(args, [&](auto g, auto m, auto o) {
+    for (int64_t i = 0; i < count; ++i) {
+      total += matrices_of<typename decltype(g)::type, typename decltype(m)::type, typename decltype(o)::type>(items[i])
+                   .visit([](const auto& view) { return view.chunks(); });
+    }
+    return cudaSuccess;
+  });
+  return total;
+}
+
+cudaError_t launch_prologue(const PrologueItem* items, int64_t count, const PrologueArgs& args, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  return with_types(args, [&](auto g, auto m, auto o) {
+    return launch_typed<typename decltype(g)::type, typename decltype(m)::type, typename decltype(o)::type>(
+        items, count, args, stream);
+  });
+}
+
+}  // namespace muon_kernels
