@@ -1,0 +1,94 @@
+"""The optimizer for what Muon is not for (embeddings, heads, norms, biases): torch's own AdamW or NAdam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.nadam import nadam
+
+ALGORITHMS = ("adamw", "nadam")
+DEFAULTS: dict[str, Any] = {"algorithm": "adamw", "betas": (0.9, 0.95), "eps": 1e-8}
+"""What a `use_muon=False` group gets where it says nothing; lr and weight_decay come from the constructor."""
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raises ValueError for an option of an auxiliary group that is out of its range."""
+    if group["algorithm"] not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {group['algorithm']!r}")
+    betas = group["betas"]
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    if not group["eps"] >= 0.0:
+        raise ValueError(f"eps must be >= 0, got {group['eps']}")
+
+
+def init_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """A fresh state, with torch's keys: AdamW's, and mu_product for NAdam."""
+    state = {
+        "step": torch.zeros((), dtype=torch.float32, device=param.device),
+        "exp_avg": torch.zeros_like(param, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(param, memory_format=torch.preserve_format),
+    }
+    if group["algorithm"] == "nadam":
+        state["mu_product"] = torch.ones((), dtype=torch.float32, device=param.device)
+    return state
+
+
+def step(
+    params: list[Tensor],
+    states: list[dict[str, Tensor]],
+    group: dict[str, Any],
+    *,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """One step of the group's algorithm over `params` with their `grad`s, which stay as they are.
+
+    With `found_inf` set AdamW skips on the device; NAdam, which torch has no fused kernel for, reads the flag first.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    if grad_scale is not None:
+        # torch's kernels would unscale the gradients in place.
+        grads = [(g / grad_scale).to(g.dtype) for g in grads]
+    exp_avgs, exp_avg_sqs, steps = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    beta1, beta2 = group["betas"]
+    on_cuda = params[0].is_cuda
+    if group["algorithm"] == "adamw":
+        adamw(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            steps,
+            fused=True,
+            found_inf=found_inf,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+    elif found_inf is None or not found_inf.item():
+        nadam(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            [s["mu_product"] for s in states],
+            steps,
+            decoupled_weight_decay=True,
+            capturable=on_cuda,
+            maximize=group["maximize"],
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum_decay=4e-3,
+            eps=group["eps"],
+        )

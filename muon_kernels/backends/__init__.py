@@ -1,0 +1,123 @@
+"""Who runs an op: the registry of backends, the selection rule, and its explanation.
+
+A backend is a module with `NAME`, `OPS` (op name -> implementation) and
+`unavailable_reason(op, device, lists)`, which returns None when it can run the op on these tensors and otherwise one
+sentence that says why not.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("muon_kernels")
+
+ENVIRONMENT_VARIABLE = "MUON_KERNELS_BACKEND"
+NAMES = ("cuda", "reference")
+"""Every backend, in the order in which "auto" asks them."""
+
+OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "apply")
+
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("muon_kernels_backend", default=None)
+_logged: set[tuple[str, str, str]] = set()
+
+TensorLists = Sequence[Sequence[Tensor]]
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for by name cannot run this op on these tensors."""
+
+
+def requested() -> str:
+    """The backend in force: `use_backend`, else the environment variable, else "auto"."""
+    return _validate(_override.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "auto")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every op runs on backend `name` ("auto", "reference" or "cuda") or raises BackendUnavailable.
+
+    Holds for the current thread or asyncio task. Raises ValueError for an unknown name.
+    """
+    token = _override.set(_validate(name))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def select(op: str, device: torch.device, lists: TensorLists) -> Callable[..., None]:
+    """The implementation of `op` for tensors on `device`.
+
+    Args:
+        op: one of OP_NAMES.
+        device: where the tensors live.
+        lists: the op's tensor lists; each list has one dtype (the ops check that).
+
+    Raises:
+        BackendUnavailable: a backend was asked for by name and refuses; the message holds its reason.
+    """
+    name = requested()
+    if name != "auto":
+        backend = _backend(name)
+        reason = backend.unavailable_reason(op, device, lists)
+        if reason is not None:
+            raise BackendUnavailable(f"backend '{name}' cannot run {op}: {reason}")
+        return backend.OPS[op]
+    if device.type != "cuda":
+        return _backend("reference").OPS[op]
+    for name in NAMES[:-1]:
+        backend = _backend(name)
+        reason = backend.unavailable_reason(op, device, lists)
+        if reason is None:
+            return backend.OPS[op]
+        _log_once(name, op, reason)
+    return _backend("reference").OPS[op]
+
+
+def explain(device: torch.device | str | None = None) -> str:
+    """A table of the ops: which backend would run each on `device`, and why the others would not.
+
+    `device` defaults to the current CUDA device if there is one, else the CPU.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    label = str(where)
+    if where.type == "cuda" and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(where)
+        label += f" ({torch.cuda.get_device_name(where)}, sm_{major}{minor})"
+    lines = [f"device {label}, backend requested: {requested()}", f"{'op':<11} {'runs on':<11} refused by"]
+    for op in OP_NAMES:
+        refusals = {n: r for n in NAMES if (r := _backend(n).unavailable_reason(op, where, ()))}
+        try:
+            chosen = select(op, where, ())
+            runner = next(n for n in NAMES if _backend(n).OPS.get(op) is chosen)
+        except BackendUnavailable:
+            runner = "nobody"
+        lines.append(f"{op:<11} {runner:<11} " + "; ".join(f"{n}: {r}" for n, r in refusals.items()))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@cache
+def _backend(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _validate(name: str) -> str:
+    if name != "auto" and name not in NAMES:
+        raise ValueError(f"backend must be 'auto' or one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+def _log_once(name: str, op: str, reason: str) -> None:
+    if (name, op, reason) not in _logged:
+        _logged.add((name, op, reason))
+        logger.info("%s does not run on %s: %s", op, name, reason)

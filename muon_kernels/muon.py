@@ -1,0 +1,317 @@
+"""class Muon: a drop-in for torch.optim.Muon that hands whole buckets of matrices to the ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from . import auxiliary
+from .coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
+from .ops import apply, prologue
+from .orthogonalize import (
+    DEFAULT_EPS,
+    DEFAULT_STEPS,
+    Method,
+    check_options,
+    default_compute_dtype,
+    newton_schulz,
+    polar_factor,
+)
+from .scaling import Rule, resolve_rule
+from .workspace import Wave, empty_batch, plan_waves
+
+DEFAULT_WORKSPACE_BYTES = 512 * 2**20
+DEFAULT_CPU_WORKSPACE_BYTES = 4 * 2**20
+"""On a CPU a matrix runs through the whole chain before the next one starts, while it is in the cache. One thread,
+12 matrices of 768 x 768 and 6 of 768 x 3072: 906 ms with waves of one matrix, 957 ms all at once."""
+
+
+class Muon(Optimizer):
+    """Muon: SGD momentum whose update is replaced by the nearest orthogonal matrix.
+
+    Arguments, defaults, state ("momentum_buffer") and update are those of `torch.optim.Muon`; state dicts load both
+    ways. Groups with `use_muon=False` (or `use_fallback=True`) are stepped by torch's AdamW or NAdam instead, so that
+    one optimizer serves a whole model. https://kellerjordan.github.io/posts/muon/
+
+    Args:
+        params: 2-D parameters, or groups of them; parameters of any shape in groups with `use_muon=False`. Such a
+            group may hold `algorithm` ("adamw", the default, or "nadam"), `betas` ((0.9, 0.95)), `eps` (1e-8), and
+            `lr` and `weight_decay`, which come from the arguments below if it does not.
+        lr: learning rate; a one-element tensor on the parameters' device is read by the kernels, so that a captured
+            CUDA graph follows a scheduler.
+        weight_decay: decoupled: p <- (1 - lr * weight_decay) p.
+        momentum: decay of the gradient average, in [0, 1).
+        nesterov: look ahead by one step.
+        ns_coefficients: a row (a, b, c) for every step, a list of rows, or a preset of
+            `muon_kernels.coefficients.PRESETS`.
+        eps: lower bound of the norm that a matrix is divided by.
+        ns_steps: length of the Newton-Schulz chain.
+        adjust_lr_fn: how lr follows the shape: None or "original", "match_rms_adamw", "spectral_unclamped",
+            "max_dim", or a function of the shape.
+        method: "auto", "standard", "gram" or "svd"; see `orthogonalize`.
+        safety_factor: the norm is taken this much larger.
+        compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
+        momentum_dtype: dtype of the momentum buffers; default: that of the gradient.
+        maximize: ascend instead of descend.
+        max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
+            that needs more still runs. Default: 512 MiB, on the CPU 4 MiB.
+
+    Raises:
+        TypeError, ValueError: an argument or a group option that is out of its range, by name and value.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = ORIGINAL,
+        eps: float = DEFAULT_EPS,
+        ns_steps: int = DEFAULT_STEPS,
+        adjust_lr_fn: str | Rule | None = None,
+        *,
+        method: Method = "auto",
+        safety_factor: float = 1.0,
+        compute_dtype: torch.dtype | None = None,
+        momentum_dtype: torch.dtype | None = None,
+        maximize: bool = False,
+        max_workspace_bytes: int | None = None,
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "method": method,
+            "safety_factor": safety_factor,
+            "compute_dtype": compute_dtype,
+            "momentum_dtype": momentum_dtype,
+            "maximize": maximize,
+        }
+        _check_common(defaults)
+        _check_muon(defaults)
+        if max_workspace_bytes is not None and max_workspace_bytes <= 0:
+            raise ValueError(f"max_workspace_bytes must be > 0, got {max_workspace_bytes}")
+        self._max_workspace_bytes = max_workspace_bytes
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.add_param_group`; the group's options and shapes are checked first."""
+        group = dict(param_group)
+        group["use_muon"] = bool(group.get("use_muon", True)) and not group.pop("use_fallback", False)
+        if not group["use_muon"]:
+            group = auxiliary.DEFAULTS | group
+        options = self.defaults | group
+        _check_common(options)
+        if group["use_muon"]:
+            _check_muon(options)
+            group["ns_coefficients"] = freeze_coefficients(options["ns_coefficients"])
+        else:
+            auxiliary.check_group(options)
+        before = len(self.param_groups)
+        super().add_param_group(group)
+        try:
+            for p in self.param_groups[-1]["params"]:
+                _check_param(p, group["use_muon"])
+        except (TypeError, ValueError):
+            del self.param_groups[before:]
+            raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("use_muon", True)
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            if isinstance(group["ns_coefficients"], list):
+                group["ns_coefficients"] = freeze_coefficients(group["ns_coefficients"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_max_workspace_bytes": self._max_workspace_bytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.load_state_dict`, but a momentum buffer keeps the dtype it was saved in."""
+        super().load_state_dict(state_dict)
+        saved = state_dict["state"]
+        ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for i, p in zip(ids, params, strict=True):
+            state = self.state.get(p, {})
+            if "momentum_buffer" in state:
+                state["momentum_buffer"] = saved[i]["momentum_buffer"].detach().clone().to(p.device)
+            for key in ("step", "mu_product"):
+                if key in state:
+                    state[key] = torch.as_tensor(state[key], dtype=torch.float32, device=p.device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One optimization step; returns the closure's value. Parameters without a gradient are skipped.
+
+        Raises:
+            RuntimeError: a sparse gradient, or one that does not match its parameter; nothing has been changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        for group, params in work:
+            _check_grads(params)
+            if group["use_muon"]:
+                _check_muon(group)
+        amp = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
+        for group, params in work:
+            if group["use_muon"]:
+                for bucket in self._buckets(group, params):
+                    self._step_bucket(group, bucket, amp)
+            elif params:
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p].update(auxiliary.init_state(p, group))
+                auxiliary.step(params, [self.state[p] for p in params], group, **_on(params[0].device, amp))
+        return loss
+
+    def _buckets(self, group: dict[str, Any], params: list[Tensor]) -> list[list[Tensor]]:
+        """Parameters that run together: equal device and equal dtypes of parameter, gradient and momentum."""
+        buckets: dict[tuple[Any, ...], list[Tensor]] = {}
+        for p in params:
+            grad = p.grad
+            assert grad is not None
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(
+                    grad, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
+                )
+            if p.numel():
+                key = (p.device, p.dtype, grad.dtype, state["momentum_buffer"].dtype)
+                buckets.setdefault(key, []).append(p)
+        return list(buckets.values())
+
+    def _step_bucket(self, group: dict[str, Any], params: list[Tensor], amp: dict[str, Tensor | None]) -> None:
+        device = params[0].device
+        compute = group["compute_dtype"] or default_compute_dtype(device)
+        shapes = tuple((p.shape[0], p.shape[1]) for p in params)
+        default_bytes = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
+        for wave in plan_waves(shapes, compute.itemsize, self._max_workspace_bytes or default_bytes):
+            self._step_wave(group, [params[i] for i in wave.order], wave, compute, _on(device, amp))
+
+    def _step_wave(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        wave: Wave,
+        compute: torch.dtype,
+        amp: dict[str, Tensor | None],
+    ) -> None:
+        device = params[0].device
+        # float16 has too little range for what is not normalised yet.
+        dtype = torch.bfloat16 if compute == torch.float16 else compute
+        matrices = [empty_batch(*extents, dtype, device) for extents in wave.groups]
+        sumsq = torch.empty(len(params), dtype=torch.float64, device=device)
+        prologue(
+            [p.grad for p in params if p.grad is not None],
+            [self.state[p]["momentum_buffer"] for p in params],
+            _unbind(matrices),
+            sumsq,
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            **amp,
+        )
+        if group["method"] == "svd":
+            orthogonal = [polar_factor(x) for x in matrices]
+        else:
+            orthogonal = newton_schulz(
+                matrices,
+                sumsq,
+                resolve_coefficients(group["ns_coefficients"], group["ns_steps"]),
+                method=group["method"],
+                eps=group["eps"],
+                safety_factor=group["safety_factor"],
+                compute_dtype=compute,
+                overwrite=True,
+            )
+        rule = resolve_rule(group["adjust_lr_fn"])
+        lr = group["lr"]
+        apply(
+            params,
+            _unbind(orthogonal),
+            lr=lr.to(device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
+            weight_decay=group["weight_decay"],
+            scales=[rule(p.shape) for p in params],
+            found_inf=amp["found_inf"],
+        )
+
+
+def _unbind(batches: Sequence[Tensor]) -> list[Tensor]:
+    return [matrix for batch in batches for matrix in batch.unbind(0)]
+
+
+def _on(device: torch.device, amp: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {key: None if value is None else value.to(device, non_blocking=True) for key, value in amp.items()}
+
+
+def _check_common(options: dict[str, Any]) -> None:
+    lr = options["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
+    for name in ("lr", "weight_decay"):
+        # A tensor on a device is not read here: that would wait for the device.
+        value = options[name]
+        if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
+            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+
+
+def _check_muon(options: dict[str, Any]) -> None:
+    if not 0.0 <= options["momentum"] < 1.0:
+        raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
+    resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
+    resolve_rule(options["adjust_lr_fn"])
+    check_options(
+        options["method"],
+        options["eps"],
+        options["safety_factor"],
+        options["compute_dtype"] or torch.float32,
+    )
+    dtype = options["momentum_dtype"]
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"momentum_dtype must be None or a floating dtype, got {dtype}")
+
+
+def _check_param(p: Tensor, use_muon: bool) -> None:
+    if not p.is_floating_point():
+        raise TypeError(f"parameters must be real floating point, got {p.dtype} for shape {list(p.shape)}")
+    if use_muon and p.ndim != 2:
+        raise ValueError(
+            f"Muon only supports 2D parameters whereas we found a parameter with size: {list(p.shape)}; "
+            "give others in a group with use_muon=False"
+        )
+
+
+def _check_grads(params: list[Tensor]) -> None:
+    for p in params:
+        grad = p.grad
+        assert grad is not None
+        if grad.layout != torch.strided:
+            raise RuntimeError(f"Muon does not support sparse gradients, got {grad.layout} for shape {list(p.shape)}")
+        if not grad.is_floating_point():
+            raise RuntimeError(f"gradients must be real floating point, got {grad.dtype} for shape {list(p.shape)}")
+        if grad.shape != p.shape or grad.device != p.device:
+            raise RuntimeError(
+                f"a gradient must match its parameter ({list(p.shape)} on {p.device}), "
+                f"got {list(grad.shape)} on {grad.device}"
+            )

@@ -1,0 +1,266 @@
+"""Every op: its schema, its checked public function, its registration with torch.library.
+
+All ops write into tensors that the caller owns, return nothing and work on lists: one call serves a whole bucket.
+A *problem list* is a list of 3-D tensors [batch, rows, cols] whose entries may differ in shape and strides.
+Within a list all tensors have one dtype; all tensors of a call are on one device (scalars may be on the CPU).
+The schemas are the registered ops' (`torch.ops.muon_kernels.*`); who runs them is decided by `backends.select`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends
+
+_LIBRARY = torch.library.Library("muon_kernels", "DEF")
+
+_SCHEMAS = {
+    "prologue": (
+        "(Tensor[] grads, Tensor(a!)[] momenta, Tensor(b!)[] outs, Tensor(c!) sumsq, *, float momentum, bool nesterov,"
+        " bool ema, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
+    ),
+    "normalize": "(Tensor[] xs, Tensor sumsq, Tensor(a!)[] outs, *, float eps, float safety_factor) -> ()",
+    "symm_gemm": (
+        "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta, float delta) -> ()"
+    ),
+    "gemm_add": "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta) -> ()",
+    "apply": (
+        "(Tensor(a!)[] params, Tensor[] updates, *, Tensor lr, float weight_decay, float[] scales,"
+        " Tensor? found_inf) -> ()"
+    ),
+}
+
+
+def prologue(
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    sumsq: Tensor,
+    *,
+    momentum: float,
+    nesterov: bool = True,
+    ema: bool = True,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """Momentum, Nesterov, cast and sum of squares of many tensors, in one pass over memory.
+
+    With g = ±grad / grad_scale:  m <- lerp(m, g, 1 - momentum) if `ema` else momentum * m + g, rounded to the
+    momentum's dtype;  out <- (lerp(g, m, momentum) if `ema` else g + momentum * m) if `nesterov` else m;
+    sumsq[i] <- sum of squares of out as stored, accumulated in float64. Gradients are not written.
+
+    Args:
+        grads: N tensors of any shape and floating dtype.
+        momenta: N tensors like `grads` in shape, updated in place.
+        outs: N tensors like `grads` in shape, overwritten.
+        sumsq: float64 [N], overwritten.
+        momentum: in [0, 1).
+        nesterov: look ahead by one step.
+        ema: average (torch.optim.Muon, Keller Jordan) or, if False, the classical sum (gram-newton-schulz, dion).
+        maximize: negate the gradients.
+        grad_scale: one float32 that the gradients are divided by (torch.amp.GradScaler).
+        found_inf: one float32; nonzero leaves every momentum as it was and makes the outs zero.
+
+    Raises:
+        TypeError, ValueError: a list whose length, shape, dtype or device does not fit; nothing has been changed.
+    """
+    _check_lists(grads=grads, momenta=momenta, outs=outs)
+    _check_same_shapes(grads=grads, momenta=momenta, outs=outs)
+    if sumsq.shape != (len(grads),) or sumsq.dtype != torch.float64:
+        raise ValueError(f"sumsq must be float64 [{len(grads)}], got {sumsq.dtype} {list(sumsq.shape)}")
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+    _check_scalar("grad_scale", grad_scale)
+    _check_scalar("found_inf", found_inf)
+    if grads:
+        torch.ops.muon_kernels.prologue(
+            grads,
+            momenta,
+            outs,
+            sumsq,
+            momentum=momentum,
+            nesterov=nesterov,
+            ema=ema,
+            maximize=maximize,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
+
+
+def normalize(
+    xs: Sequence[Tensor], sumsq: Tensor, outs: Sequence[Tensor], *, eps: float, safety_factor: float = 1.0
+) -> None:
+    """out <- x / max(safety_factor * sqrt(sumsq), eps) for every matrix of every problem.
+
+    A matrix whose norm is zero (or below float32's smallest normal number) becomes zero, one whose norm is not
+    finite becomes NaN.
+
+    Args:
+        xs: problem list.
+        sumsq: float64 [total number of matrices], in the order of the list.
+        outs: problem list like `xs` in shape, of any floating dtype, overwritten; no memory shared with `xs`.
+        eps: lower bound (a clamp, not a summand) of the divisor.
+        safety_factor: the norm is taken this much larger.
+    """
+    _check_lists(xs=xs, outs=outs)
+    _check_same_shapes(xs=xs, outs=outs)
+    _check_problems(xs=xs)
+    matrices = sum(x.shape[0] for x in xs)
+    if sumsq.shape != (matrices,) or sumsq.dtype != torch.float64:
+        raise ValueError(f"sumsq must be float64 [{matrices}], got {sumsq.dtype} {list(sumsq.shape)}")
+    if xs:
+        torch.ops.muon_kernels.normalize(xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
+
+
+def symm_gemm(
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    c: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    delta: float = 0.0,
+) -> None:
+    """out <- alpha a b + beta c + delta I, for products that the caller knows to be symmetric.
+
+    The kernels compute one triangle and store its mirror image, so that their result is bitwise symmetric.
+
+    Args:
+        a: problem list, entries [batch, m, k].
+        b: problem list, entries [batch, k, m].
+        c: problem list, entries [batch, m, m] and symmetric, or an empty list for no summand.
+        outs: problem list, entries [batch, m, m], overwritten; no memory shared with the other lists.
+        alpha, beta, delta: factors of the product, of c and of the identity.
+    """
+    _check_gemm(a, b, c, outs)
+    for i, out in enumerate(outs):
+        if out.shape[1] != out.shape[2]:
+            raise ValueError(f"outs[{i}] must hold square matrices, got {list(out.shape)}")
+    if outs:
+        torch.ops.muon_kernels.symm_gemm(a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
+
+
+def gemm_add(
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    c: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> None:
+    """out <- alpha a b + beta c.
+
+    Args:
+        a: problem list, entries [batch, m, k].
+        b: problem list, entries [batch, k, n].
+        c: problem list, entries [batch, m, n], or an empty list for no summand.
+        outs: problem list, entries [batch, m, n], overwritten; no memory shared with the other lists.
+        alpha, beta: factors of the product and of c.
+    """
+    _check_gemm(a, b, c, outs)
+    if outs:
+        torch.ops.muon_kernels.gemm_add(a, b, c, outs, alpha=alpha, beta=beta)
+
+
+def apply(
+    params: Sequence[Tensor],
+    updates: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    weight_decay: float = 0.0,
+    scales: Sequence[float],
+    found_inf: Tensor | None = None,
+) -> None:
+    """p <- (1 - lr * weight_decay) p - lr * scale * update for many tensors; each p is rounded once.
+
+    Args:
+        params: N tensors of any shape and floating dtype, updated in place.
+        updates: N tensors like `params` in shape.
+        lr: a float, or a one-element tensor. One on the parameters' device is read by the kernel (no
+            synchronisation; a captured CUDA graph sees later changes), one on the CPU is read when this is called.
+        weight_decay: decoupled weight decay.
+        scales: N factors, the shape-dependent part of the step length.
+        found_inf: one float32; nonzero leaves every parameter as it was.
+    """
+    _check_lists(params=params, updates=updates)
+    _check_same_shapes(params=params, updates=updates)
+    if len(scales) != len(params):
+        raise ValueError(f"scales must have {len(params)} entries, got {len(scales)}")
+    rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+    _check_scalar("lr", rate)
+    _check_scalar("found_inf", found_inf)
+    if params:
+        torch.ops.muon_kernels.apply(
+            params, updates, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf
+        )
+
+
+def _check_lists(**lists: Sequence[Tensor]) -> None:
+    """Equal lengths, one floating dtype a list, one device over all."""
+    first_name, first = next(iter(lists.items()))
+    for name, tensors in lists.items():
+        if len(tensors) != len(first):
+            raise ValueError(f"{name} must have as many entries as {first_name}, {len(first)}, got {len(tensors)}")
+        for i, tensor in enumerate(tensors):
+            if tensor.dtype != tensors[0].dtype or not tensor.dtype.is_floating_point:
+                raise TypeError(f"{name} must have one real floating dtype, got {tensor.dtype} at index {i}")
+            if tensor.device != first[0].device:
+                raise ValueError(f"{name}[{i}] must be on {first[0].device}, got {tensor.device}")
+
+
+def _check_same_shapes(**lists: Sequence[Tensor]) -> None:
+    first_name, first = next(iter(lists.items()))
+    for name, tensors in lists.items():
+        for i, (tensor, model) in enumerate(zip(tensors, first, strict=True)):
+            if tensor.shape != model.shape:
+                raise ValueError(
+                    f"{name}[{i}] must have the shape of {first_name}[{i}], {list(model.shape)}, "
+                    f"got {list(tensor.shape)}"
+                )
+
+
+def _check_problems(**lists: Sequence[Tensor]) -> None:
+    for name, tensors in lists.items():
+        for i, tensor in enumerate(tensors):
+            if tensor.ndim != 3:
+                raise ValueError(f"{name}[{i}] must be [batch, rows, cols], got {list(tensor.shape)}")
+
+
+def _check_gemm(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+    _check_lists(a=a, b=b, outs=outs, **({"c": c} if c else {}))
+    _check_problems(a=a, b=b, outs=outs, c=c)
+    for i, (left, right, out) in enumerate(zip(a, b, outs, strict=True)):
+        batch, m, k = left.shape
+        if right.shape[:2] != (batch, k):
+            raise ValueError(f"b[{i}] must be [{batch}, {k}, n] to follow a[{i}], got {list(right.shape)}")
+        if out.shape != (batch, m, right.shape[2]):
+            raise ValueError(f"outs[{i}] must be [{batch}, {m}, {right.shape[2]}], got {list(out.shape)}")
+        if c and c[i].shape != out.shape:
+            raise ValueError(f"c[{i}] must have the shape of outs[{i}], {list(out.shape)}, got {list(c[i].shape)}")
+
+
+def _check_scalar(name: str, value: Tensor | None) -> None:
+    if value is not None and value.numel() != 1:
+        raise ValueError(f"{name} must have one element, got shape {list(value.shape)}")
+
+
+def _register(name: str, schema: str) -> None:
+    _LIBRARY.define(name + schema)
+
+    def run(*args: object, **kwargs: object) -> None:
+        lists = [arg for arg in args if isinstance(arg, list)]
+        backends.select(name, lists[-1][0].device, lists)(*args, **kwargs)
+
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, run, key)
+    torch.library.register_fake(f"muon_kernels::{name}", lambda *args, **kwargs: None, lib=_LIBRARY)
+
+
+for _name, _schema in _SCHEMAS.items():
+    _register(_name, _schema)

@@ -1,0 +1,181 @@
+"""The nearest (semi-)orthogonal matrix: which chain runs for which matrix, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .chain import Problems, gram_chain, standard_chain
+from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
+from .ops import normalize
+from .workspace import empty_like_batch
+
+Method = Literal["auto", "standard", "gram", "svd"]
+METHODS = get_args(Method)
+
+DEFAULT_EPS = 1e-7
+DEFAULT_STEPS = 5
+COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+GRAM_ASPECT_RATIO = 1.5
+"""From this cols / rows on, five steps of the Gram chain need no more FLOPs than the standard chain, when every product
+is a full one: (28 + 8s) against (10 + 20s) m^3 in units of 2 FLOPs. In bfloat16 "auto" keeps the standard chain: there
+the Gram chain's error is up to 7 times the standard chain's on ill-conditioned input (tests/test_chain.py)."""
+
+
+@torch.no_grad()
+def orthogonalize(
+    G: Tensor,
+    *,
+    method: Method = "auto",
+    ns_coefficients: Coefficients = ORIGINAL,
+    ns_steps: int = DEFAULT_STEPS,
+    eps: float = DEFAULT_EPS,
+    safety_factor: float = 1.0,
+    compute_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Replaces every singular value of G by (about) one: U S V^T becomes U p(S) V^T.
+
+    Args:
+        G: [..., rows, cols], real floating, any strides. Not differentiated through, not modified.
+        method: "standard" or "gram" Newton-Schulz chain (the same polynomial), "svd" for the exact polar factor
+            (null directions stay null), "auto" for the cheaper chain.
+        ns_coefficients: preset name, (a, b, c) or a list of them; see `muon_kernels.coefficients.PRESETS`.
+        ns_steps: length of the chain; 0 only normalises.
+        eps: G is divided by max(safety_factor * ||G||_F, eps): a clamp as in torch.optim.Muon. A zero matrix stays
+            zero whatever eps is.
+        safety_factor: the norm is taken this much larger.
+        compute_dtype: precision of the products; default `default_compute_dtype(G.device)`.
+        out_dtype: dtype of the result; default that of G.
+
+    Returns:
+        A new tensor of G's shape. A matrix with a NaN or an infinity becomes all NaN; others are unaffected.
+
+    Raises:
+        TypeError, ValueError: an argument that is out of its range, by name.
+    """
+    if not G.is_floating_point():
+        raise TypeError(f"G must be real floating point, got {G.dtype}")
+    if G.ndim < 2:
+        raise ValueError(f"G must have at least two dimensions, got shape {list(G.shape)}")
+    rows = resolve_coefficients(ns_coefficients, ns_steps)
+    compute = compute_dtype or default_compute_dtype(G.device)
+    check_options(method, eps, safety_factor, compute)
+    out = torch.empty(G.shape, dtype=out_dtype or G.dtype, device=G.device)
+    if G.numel() == 0:
+        return out
+    matrices = G.reshape(-1, *G.shape[-2:])
+    if method == "svd":
+        result = polar_factor(matrices)
+    else:
+        sumsq = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float64).square()
+        (result,) = newton_schulz(
+            [matrices],
+            sumsq,
+            rows,
+            method=method,
+            eps=eps,
+            safety_factor=safety_factor,
+            compute_dtype=compute,
+        )
+    out.view(matrices.shape).copy_(result)
+    return out
+
+
+def newton_schulz(
+    matrices: Problems,
+    sumsq: Tensor,
+    rows: Sequence[Row],
+    *,
+    method: Method,
+    eps: float,
+    safety_factor: float,
+    compute_dtype: torch.dtype,
+    overwrite: bool = False,
+) -> Problems:
+    """Runs the chain on a problem list; the form that `orthogonalize` and `Muon` share.
+
+    Args:
+        matrices: problem list [batch, rows, cols]; every extent at least 1.
+        sumsq: float64 [total number of matrices], their squared Frobenius norms.
+        rows: resolved coefficients, one (a, b, c) a step.
+        overwrite: `matrices` may serve as scratch memory afterwards; otherwise they are left as they are.
+
+    Returns:
+        A problem list like `matrices` in shape, of `compute_dtype`.
+    """
+    xs = [empty_like_batch(g, g.shape[1], g.shape[2], compute_dtype) for g in matrices]
+    normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
+    if overwrite and matrices[0].dtype.itemsize == compute_dtype.itemsize:
+        spare = [g.view(compute_dtype) for g in matrices]
+    else:
+        spare = [empty_like_batch(g, g.shape[1], g.shape[2], compute_dtype) for g in matrices]
+    result: Problems = list(xs)
+    for name, chain in (("standard", standard_chain), ("gram", gram_chain)):
+        chosen = [i for i, x in enumerate(xs) if resolve_method(method, x, len(rows)) == name]
+        done = chain([_wide(xs[i]) for i in chosen], [_wide(spare[i]) for i in chosen], rows) if chosen else []
+        for i, x in zip(chosen, done, strict=True):
+            result[i] = x if x.shape == xs[i].shape else x.mT
+    return result
+
+
+def resolve_method(method: Method, x: Tensor, steps: int) -> Literal["standard", "gram"]:
+    """The chain for a problem: the one that was named, or with "auto" the one with fewer FLOPs at equal accuracy."""
+    if method == "auto":
+        aspect = max(x.shape[1:]) / min(x.shape[1:])
+        return "gram" if steps > 1 and aspect >= GRAM_ASPECT_RATIO and x.dtype != torch.bfloat16 else "standard"
+    if method not in ("standard", "gram"):
+        raise ValueError(f"method '{method}' is not a Newton-Schulz chain")
+    return method
+
+
+def polar_factor(matrices: Tensor) -> Tensor:
+    """U V^T of every matrix in [batch, rows, cols] by SVD, in float32 (float64 for float64 input).
+
+    Singular values within rounding of zero count as zero, so null directions stay null. A matrix that is not finite
+    becomes NaN.
+    """
+    work = matrices.to(torch.float64 if matrices.dtype == torch.float64 else torch.float32)
+    finite = work.isfinite().all(dim=-1).all(dim=-1)[:, None, None]
+    # A power of two keeps the decomposition away from overflow and underflow and changes no digit.
+    largest = work.abs().amax(dim=(-2, -1), keepdim=True)
+    work = torch.where(finite, work, 0.0)
+    work = torch.ldexp(work, -torch.frexp(torch.where(finite, largest, 1.0)).exponent)
+    u, s, vh = torch.linalg.svd(work, full_matrices=False)
+    cutoff = s[:, :1] * (max(work.shape[-2:]) * torch.finfo(work.dtype).eps)
+    kept = u * (s > cutoff)[:, None, :]
+    return torch.where(finite, kept @ vh, torch.nan)
+
+
+def default_compute_dtype(device: torch.device) -> torch.dtype:
+    """float16 on CUDA; on the CPU bfloat16 where the processor multiplies it natively, else float32.
+
+    Normalised matrices and everything derived from them stay far inside float16's range, and its three more mantissa
+    bits make it more accurate than bfloat16 here.
+    """
+    if device.type == "cuda":
+        return torch.float16
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16
+
+
+def check_options(method: str, eps: float, safety_factor: float, compute_dtype: torch.dtype) -> None:
+    """Raises ValueError for a chain option out of its range."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not eps >= 0.0:
+        raise ValueError(f"eps must be >= 0, got {eps}")
+    if not 1.0 <= safety_factor < float("inf"):
+        raise ValueError(f"safety_factor must be >= 1 and finite, got {safety_factor}")
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"compute_dtype must be one of {', '.join(map(str, COMPUTE_DTYPES))}, got {compute_dtype}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.mT if x.shape[1] > x.shape[2] else x
