@@ -33,7 +33,7 @@ cudaStream_t stream_of(int64_t address) { return pointer<CUstream_st>(address); 
 
 // ---- prologue ----------------------------------------------------------------------------------------------------------
 
-// rows, cols, then pointer, row stride, column stride of grad, momentum and out.
+// rows, cols, the pointers of grad, momentum and out, then row stride and column stride of each.
 using PrologueFields = std::array<int64_t, 11>;
 
 std::vector<PrologueItem> prologue_items(const std::vector<PrologueFields>& list) {
@@ -42,9 +42,9 @@ std::vector<PrologueItem> prologue_items(const std::vector<PrologueFields>& list
   for (const PrologueFields& f : list) {
     items.push_back({f[0],
                      f[1],
-                     {pointer<void>(f[2]), f[3], f[4]},
-                     {pointer<void>(f[5]), f[6], f[7]},
-                     {pointer<void>(f[8]), f[9], f[10]}});
+                     {pointer<void>(f[2]), f[5], f[6]},
+                     {pointer<void>(f[3]), f[7], f[8]},
+                     {pointer<void>(f[4]), f[9], f[10]}});
   }
   return items;
 }
@@ -89,7 +89,7 @@ void bind_prologue(py::module_& m) {
 
 // ---- apply -------------------------------------------------------------------------------------------------------------
 
-// rows, cols, then pointer, row stride, column stride of param and update.
+// rows, cols, the pointers of param and update, then row stride and column stride of each.
 using ApplyFields = std::array<int64_t, 8>;
 
 void bind_apply(py::module_& m) {
@@ -102,7 +102,7 @@ void bind_apply(py::module_& m) {
         for (size_t i = 0; i < list.size(); ++i) {
           const ApplyFields& f = list[i];
           items.push_back(
-              {f[0], f[1], {pointer<void>(f[2]), f[3], f[4]}, {pointer<void>(f[5]), f[6], f[7]}, scales.at(i)});
+              {f[0], f[1], {pointer<void>(f[2]), f[4], f[5]}, {pointer<void>(f[3]), f[6], f[7]}, scales.at(i)});
         }
         const ApplyArgs args{static_cast<DType>(param_dtype),
                              static_cast<DType>(update_dtype),

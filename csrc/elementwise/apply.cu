@@ -2,7 +2,7 @@
 //
 // One block per chunk, one pass over memory: reads param and update, writes param. The two factors are computed in float64
 // and rounded to fp32; the arithmetic per element is fp32 with one rounding to the parameter dtype at the end. A table
-// holds 906 dense or 370 strided tensors; longer lists take several launches.
+// holds 906 dense or 429 strided tensors; longer lists take several launches.
 // Limits: at most 2^31 - 1 chunks of 4096 elements per tensor; operands must not overlap each other.
 
 #include <cstdint>
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const double lr = learning_rate(args);
   const Apply<P, U> op(static_cast<float>(1.0 - lr * args.weight_decay), static_cast<float>(lr * table.payload[t]),
                        view.data);
-  if (view.vectorised()) {
+  if (view.vectorised(chunk)) {
     walk_chunk<View::kWidth>(view, chunk, op);
   } else {
     walk_chunk<1>(view, chunk, op);

@@ -1,9 +1,9 @@
 // How a tensor of a multi-tensor launch is cut into chunks, and where the elements of a chunk lie in memory.
 //
-// A block of kThreads threads owns one chunk of at most kChunk elements. Inside a chunk, "span" k is W neighbouring
-// elements and belongs to thread k % kThreads, so neighbouring threads touch neighbouring memory. W is the vector width
-// of the dtypes where alignment allows it, and 1 elsewhere. The cut depends on the tensor alone, never on the launch:
-// sums over chunks have the same bits whatever else is in the list.
+// A block of kThreads threads owns one chunk of at most kChunk elements. Inside a chunk, span k is W neighbouring elements
+// and belongs to thread k % kThreads, so neighbouring threads touch neighbouring memory. W is the vector width of the
+// dtypes in chunks that are whole and aligned for every operand, and 1 in the others. The cut depends on the tensor
+// alone, never on the launch: sums over chunks have the same bits whatever else is in the list.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,6 @@ constexpr int kThreads = 256;
 constexpr int kChunk = 4096;
 constexpr int kTile = 64;  // a strided chunk is a tile of kTile x kTile elements
 static_assert(kTile * kTile == kChunk);
-
-__host__ __device__ inline int64_t clamp_to(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : (value > high ? high : value);
-}
 
 // The widest vector that is at most 16 bytes for every operand.
 template <typename... Ts>
@@ -40,11 +36,34 @@ struct Flat {
   static constexpr int kOperands = sizeof...(Ts);
   static constexpr int kWidth = vector_width<Ts...>();
 
+  struct Span {
+    int64_t start;
+    bool exists;
+
+    __device__ int64_t offset(int) const { return start; }
+  };
+
   void* data[kOperands];
   int64_t n;
 
-  // Vectors need one phase for all operands: the first vector then begins `lead` elements before the tensor.
-  __host__ __device__ bool vectorised() const {
+  // The first chunk begins on a vector boundary, `lead` elements before the tensor, if one boundary serves all operands.
+  __host__ __device__ int lead() const { return aligned() ? first_phase() : 0; }
+
+  __host__ __device__ int64_t chunks() const { return (n + lead() + kChunk - 1) / kChunk; }
+
+  __device__ bool vectorised(uint32_t chunk) const {
+    const int64_t start = int64_t{chunk} * kChunk - lead();
+    return aligned() && start >= 0 && start + kChunk <= n;
+  }
+
+  template <int W>
+  __device__ Span span(uint32_t chunk, int k) const {
+    const int64_t start = int64_t{chunk} * kChunk - lead() + k * W;
+    return {start, W > 1 || (start >= 0 && start < n)};
+  }
+
+ private:
+  __host__ __device__ bool aligned() const {
     int j = 0;
     const int phases[] = {phase<Ts, kWidth>(data[j++])...};
     for (int i = 1; i < kOperands; ++i) {
@@ -53,25 +72,7 @@ struct Flat {
     return true;
   }
 
-  __host__ __device__ int64_t chunks() const { return (n + (vectorised() ? lead() : 0) + kChunk - 1) / kChunk; }
-
-  // W neighbours, of which elements [begin, end) exist.
-  struct Span {
-    int64_t start;
-    int begin;
-    int end;
-
-    __device__ int64_t offset(int) const { return start; }
-  };
-
-  template <int W>
-  __device__ Span span(uint32_t chunk, int k) const {
-    const int64_t start = int64_t{chunk} * kChunk + k * W - (W > 1 ? lead() : 0);
-    return {start, static_cast<int>(clamp_to(-start, 0, W)), static_cast<int>(clamp_to(n - start, 0, W))};
-  }
-
- private:
-  __host__ __device__ int lead() const {
+  __host__ __device__ int first_phase() const {
     return phase<std::tuple_element_t<0, std::tuple<Ts...>>, kWidth>(data[0]);
   }
 };
@@ -82,45 +83,55 @@ struct Strided {
   static constexpr int kOperands = sizeof...(Ts);
   static constexpr int kWidth = vector_width<Ts...>();
 
+  struct Span {
+    int64_t starts[kOperands];
+    bool exists;
+
+    __device__ int64_t offset(int j) const { return starts[j]; }
+  };
+
   void* data[kOperands];
   int64_t rows;
   int64_t cols;
   int64_t row_stride[kOperands];
   int64_t col_stride[kOperands];
 
-  __host__ __device__ bool vectorised() const {
+  __host__ __device__ int64_t chunks() const { return (rows + kTile - 1) / kTile * tiles_across(); }
+
+  __device__ bool vectorised(uint32_t chunk) const {
+    const bool whole = first_row(chunk) + kTile <= rows && first_col(chunk) + kTile <= cols;
+    return whole && aligned();
+  }
+
+  template <int W>
+  __device__ Span span(uint32_t chunk, int k) const {
+    const int64_t row = first_row(chunk) + k * W / kTile;
+    const int64_t col = first_col(chunk) + k * W % kTile;
+    Span s;
+#pragma unroll
+    for (int j = 0; j < kOperands; ++j) s.starts[j] = row * row_stride[j] + col * col_stride[j];
+    s.exists = W > 1 || (row < rows && col < cols);
+    return s;
+  }
+
+ private:
+  __host__ __device__ int64_t tiles_across() const { return (cols + kTile - 1) / kTile; }
+
+  __device__ int64_t first_row(uint32_t chunk) const {
+    return int64_t{chunk / static_cast<uint32_t>(tiles_across())} * kTile;
+  }
+
+  __device__ int64_t first_col(uint32_t chunk) const {
+    return int64_t{chunk % static_cast<uint32_t>(tiles_across())} * kTile;
+  }
+
+  __device__ bool aligned() const {
     int j = 0;
     const int phases[] = {phase<Ts, kWidth>(data[j++])...};
     for (int i = 0; i < kOperands; ++i) {
       if (phases[i] != 0 || col_stride[i] != 1 || row_stride[i] % kWidth != 0) return false;
     }
     return true;
-  }
-
-  __host__ __device__ int64_t tiles_across() const { return (cols + kTile - 1) / kTile; }
-
-  __host__ __device__ int64_t chunks() const { return (rows + kTile - 1) / kTile * tiles_across(); }
-
-  // W neighbours, of which elements [begin, end) exist; operand j has them from element starts[j] on.
-  struct Span {
-    int64_t starts[kOperands];
-    int begin;
-    int end;
-
-    __device__ int64_t offset(int j) const { return starts[j]; }
-  };
-
-  template <int W>
-  __device__ Span span(uint32_t chunk, int k) const {
-    const uint32_t across = static_cast<uint32_t>(tiles_across());
-    const int64_t row = int64_t{chunk / across} * kTile + k * W / kTile;
-    const int64_t col = int64_t{chunk % across} * kTile + k * W % kTile;
-    Span s;
-#pragma unroll
-    for (int j = 0; j < kOperands; ++j) s.starts[j] = row * row_stride[j] + col * col_stride[j];
-    s.begin = 0;
-    s.end = row < rows ? static_cast<int>(clamp_to(cols - col, 0, W)) : 0;
-    return s;
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstring>
 #include <type_traits>
 
 #include "layout.cuh"
@@ -14,6 +15,28 @@ template <typename T, int W>
 struct alignas(sizeof(T) * W) Pack {
   T value[W];
 };
+
+// A machine word as large as a pack: the unit of one load or store instruction.
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned int;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <class Pack>
+using Word = typename WordOf<sizeof(Pack)>::type;
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -27,28 +50,22 @@ __device__ T from_float(float x) {
   if constexpr (std::is_same_v<T, float>) return x;
 }
 
-// Operand J of a span; elements outside [begin, end) read as 0.
+// Operand J of a span; elements that do not exist read as 0.
 template <typename T, int W, int J, class Span>
 __device__ Pack<T, W> load(const void* data, const Span& span) {
-  const T* p = static_cast<const T*>(data) + span.offset(J);
-  if (span.begin == 0 && span.end == W) return *reinterpret_cast<const Pack<T, W>*>(p);
+  Word<Pack<T, W>> word{};
+  if (span.exists) word = *reinterpret_cast<const decltype(word)*>(static_cast<const T*>(data) + span.offset(J));
   Pack<T, W> pack;
-#pragma unroll
-  for (int i = 0; i < W; ++i) pack.value[i] = i >= span.begin && i < span.end ? p[i] : from_float<T>(0.0f);
+  memcpy(&pack, &word, sizeof(pack));
   return pack;
 }
 
+// __stwb is an ordinary store; written as an assignment, the compiler breaks some vectors into words.
 template <typename T, int W, int J, class Span>
 __device__ void store(void* data, const Span& span, const Pack<T, W>& pack) {
-  T* p = static_cast<T*>(data) + span.offset(J);
-  if (span.begin == 0 && span.end == W) {
-    *reinterpret_cast<Pack<T, W>*>(p) = pack;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < W; ++i) {
-    if (i >= span.begin && i < span.end) p[i] = pack.value[i];
-  }
+  Word<Pack<T, W>> word;
+  memcpy(&word, &pack, sizeof(pack));
+  if (span.exists) __stwb(reinterpret_cast<decltype(word)*>(static_cast<T*>(data) + span.offset(J)), word);
 }
 
 }  // namespace muon_kernels

@@ -2,7 +2,7 @@
 //
 // One block per chunk, one pass over memory: reads grad and momentum, writes momentum and out. All arithmetic is fp32;
 // squares are summed in float64 over the rounded outputs: thread, then warp, then block, then (second kernel) chunks of a
-// tensor, always in the same order. A table holds 815 dense or 331 strided tensors; longer lists take several launches.
+// tensor, always in the same order. A table holds 815 dense or 339 strided tensors; longer lists take several launches.
 // Limits: at most 2^31 - 1 chunks of 4096 elements per tensor; operands must not overlap each other.
 
 #include <algorithm>
@@ -59,7 +59,7 @@ class Prologue {
       if (args_.nesterov) u = args_.ema ? lerp(g, m, args_.momentum) : g + args_.momentum * m;
       out.value[i] = from_float<O>(skip_ ? 0.0f : u);
       const double square = to_float(out.value[i]);
-      if (i >= span.begin && i < span.end) sumsq_ += square * square;
+      if (span.exists) sumsq_ += square * square;
     }
     if (!skip_) store<M, W, 1>(data_[1], span, input.momentum);
     store<O, W, 2>(data_[2], span, out);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const View& view = table.view[t];
   const uint32_t chunk = blockIdx.x - table.first_block[t];
   Prologue<G, M, O> op(args, view.data);
-  if (view.vectorised()) {
+  if (view.vectorised(chunk)) {
     walk_chunk<View::kWidth>(view, chunk, op);
   } else {
     walk_chunk<1>(view, chunk, op);

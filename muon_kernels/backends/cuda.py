@@ -1,0 +1,169 @@
+"""The ops on our CUDA kernels: checks, integers, launch.
+
+What ops.py has checked (lengths, shapes, one dtype a list, one device) is not checked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..layout import as_matrices
+
+NAME = "cuda"
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""csrc/api.h's DType."""
+
+_MINIMUM_CAPABILITY = (8, 0)
+
+
+def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) -> str | None:
+    """Why `op` cannot run here on these tensors, or None.
+
+    Raises:
+        ExtensionUnavailable: the extension was built but does not import.
+    """
+    if op not in OPS:
+        return "no CUDA kernel for this op"
+    if device.type != "cuda":
+        return f"device is {device.type}, not cuda"
+    reason = extension.unavailable_reason()
+    if reason is not None:
+        if extension.is_broken():
+            extension.load()
+        return reason
+    reason = _capability_reason(device)
+    if reason is not None:
+        return reason
+    for tensors in lists:
+        if tensors and tensors[0].dtype not in _DTYPES:
+            return f"no CUDA kernel for {tensors[0].dtype}"
+    return None
+
+
+def prologue(
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    outs: list[Tensor],
+    sumsq: Tensor,
+    *,
+    momentum: float,
+    nesterov: bool,
+    ema: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """See `muon_kernels.ops.prologue`. One launch for up to 815 dense tensors and one that adds up the squares."""
+    module = extension.load()
+    dtypes = [_dtype("grads", grads), _dtype("momenta", momenta), _dtype("outs", outs)]
+    if not sumsq.is_contiguous():
+        raise ValueError(f"sumsq must be contiguous, got stride {sumsq.stride()}")
+    device = grads[0].device
+    scalars = [_scalar("grad_scale", grad_scale, device), _scalar("found_inf", found_inf, device)]
+    items = module.PrologueItems(_matrices("grads, momenta and outs", grads, momenta, outs))
+    with _on(device):
+        partials = torch.empty(module.prologue_partials(items, *dtypes), dtype=torch.float64, device=device)
+        module.prologue(
+            items,
+            *dtypes,
+            momentum,
+            nesterov,
+            ema,
+            maximize,
+            *scalars,
+            sumsq.data_ptr(),
+            partials.data_ptr(),
+            torch.cuda.current_stream(device).cuda_stream,
+        )
+
+
+def apply(
+    params: list[Tensor],
+    updates: list[Tensor],
+    *,
+    lr: Tensor,
+    weight_decay: float,
+    scales: list[float],
+    found_inf: Tensor | None,
+) -> None:
+    """See `muon_kernels.ops.apply`. One launch for up to 906 dense tensors."""
+    module = extension.load()
+    dtypes = [_dtype("params", params), _dtype("updates", updates)]
+    device = params[0].device
+    on_host = lr.device.type == "cpu"
+    if not on_host and lr.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"lr on the device must be float32 or float64, got {lr.dtype}")
+    if not on_host and lr.device != device:
+        raise ValueError(f"lr must be on the CPU or on {device}, got {lr.device}")
+    items = _matrices("params and updates", params, updates)
+    with _on(device):
+        module.apply(
+            items,
+            scales,
+            *dtypes,
+            weight_decay,
+            lr.item() if on_host else 0.0,
+            0 if on_host else lr.data_ptr(),
+            lr.dtype == torch.float64,
+            _scalar("found_inf", found_inf, device),
+            torch.cuda.current_stream(device).cuda_stream,
+        )
+
+
+OPS: dict[str, Callable[..., None]] = {"prologue": prologue, "apply": apply}
+
+
+def _dtype(name: str, tensors: list[Tensor]) -> int:
+    dtype = tensors[0].dtype
+    if dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16 for the CUDA kernels, got {dtype}")
+    return _DTYPES[dtype]
+
+
+def _scalar(name: str, value: Tensor | None, device: torch.device) -> int:
+    if value is None:
+        return 0
+    if value.dtype != torch.float32 or value.device != device:
+        raise ValueError(f"{name} must be float32 on {device}, got {value.dtype} on {value.device}")
+    return value.data_ptr()
+
+
+def _matrices(names: str, *lists: list[Tensor]) -> list[tuple[int, ...]]:
+    """The rows of integers that csrc/bindings.cpp reads, one per tensor of the lists."""
+    if all(all(map(Tensor.is_contiguous, tensors)) for tensors in lists):
+        pointers = zip(*(map(Tensor.data_ptr, tensors) for tensors in lists), strict=True)
+        count = len(lists)
+        return [(1, n, *row, *(n, 1) * count) for n, row in zip(map(Tensor.numel, lists[0]), pointers, strict=True)]
+    matrices = []
+    for i, tensors in enumerate(zip(*lists, strict=True)):
+        matrix = as_matrices(tensors)
+        if matrix is None:
+            strides = [t.stride() for t in tensors]
+            raise ValueError(f"{names} at index {i} must merge into at most two dimensions, got strides {strides}")
+        matrices.append(matrix)
+    return matrices
+
+
+@cache
+def _capability_reason(device: torch.device) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MINIMUM_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return None
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Makes `device` current; costs nothing worth measuring if it already is."""
+    if device.index == torch.cuda.current_device():
+        yield
+    else:
+        with torch.cuda.device(device):
+            yield
