@@ -1,6 +1,7 @@
 """Builds muon_kernels._C with nvcc and ninja where nvcc is found; everything else is in pyproject.toml.
 
-MUON_KERNELS_CUDA=auto (default) builds the extension if nvcc is found, `require` fails without nvcc, `skip` never builds.
+MUON_KERNELS_CUDA=auto (default) builds the extension if nvcc is found, `require` fails without it,
+`skip` never builds.
 CUDA_HOME names the toolkit; without it nvcc is taken from PATH, then from /usr/local/cuda.
 """
 
@@ -76,7 +77,7 @@ def supported_architectures(nvcc: Path) -> set[str]:
 
 
 def gencode_flags(folder: str, supported: Iterable[str]) -> list[str]:
-    """The -gencode flags for the .cu files of a folder of csrc; RuntimeError if nvcc knows none of its architectures."""
+    """The -gencode flags for the .cu files of a folder of csrc; RuntimeError if nvcc knows none of its targets."""
     known = set(supported)
     chosen = [arch for arch in ARCHITECTURES[folder] if arch in known]
     if ARCHITECTURES[folder] and not chosen:
@@ -89,7 +90,9 @@ def gencode_flags(folder: str, supported: Iterable[str]) -> list[str]:
 
 def sources(csrc: Path) -> list[Path]:
     """All sources of the extension, sorted."""
-    return sorted(path for folder in ARCHITECTURES for path in (csrc / folder).glob("*.c[pu]*") if path.suffix != ".cuh")
+    return sorted(
+        path for folder in ARCHITECTURES for path in (csrc / folder).glob("*.c[pu]*") if path.suffix != ".cuh"
+    )
 
 
 def ninja_file(csrc: Path, output: Path, nvcc: Path, supported: Iterable[str], includes: Iterable[str]) -> str:
