@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from numbers import Real
 from typing import Literal
 
@@ -183,7 +182,6 @@ def freeze_coefficients(coefficients: Coefficients) -> str | Row | tuple[Row, ..
     return tuple(_row(item) for item in coefficients)
 
 
-@lru_cache(maxsize=256)
 def _extend(frozen: str | Row | tuple[Row, ...], steps: int) -> tuple[Row, ...]:
     if isinstance(frozen, str):
         rows = PRESETS[frozen].rows

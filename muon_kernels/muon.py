@@ -144,18 +144,15 @@ class Muon(Optimizer):
         return super().__getstate__() | {"_max_workspace_bytes": self._max_workspace_bytes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`, but a momentum buffer keeps the dtype it was saved in."""
+        """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in."""
         super().load_state_dict(state_dict)
         saved = state_dict["state"]
         ids = (i for group in state_dict["param_groups"] for i in group["params"])
         params = (p for group in self.param_groups for p in group["params"])
         for i, p in zip(ids, params, strict=True):
-            state = self.state.get(p, {})
-            if "momentum_buffer" in state:
-                state["momentum_buffer"] = saved[i]["momentum_buffer"].detach().clone().to(p.device)
-            for key in ("step", "mu_product"):
-                if key in state:
-                    state[key] = torch.as_tensor(state[key], dtype=torch.float32, device=p.device)
+            for key, value in saved.get(i, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][key] = value.detach().to(p.device, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,0 +1,75 @@
+"""The cases that every op is tested with, for every backend: shapes, strides and the tensors of a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHAPES = [(1, 1), (1, 9), (9, 1), (8, 8), (7, 33), (33, 7), (64, 64), (16, 200), (130, 72)]
+"""(rows, cols) of the matrices in the op tests: units, odd sizes, multiples of 8, tall and wide."""
+
+LAYOUTS = ["contiguous", "padded", "transposed", "offset"]
+
+
+def in_layout(x: Tensor, layout: str) -> Tensor:
+    """A copy of [..., rows, cols] with the same values in another memory layout."""
+    *batch, rows, cols = x.shape
+    if layout == "contiguous":
+        return x.clone()
+    if layout == "padded":
+        storage = x.new_full((*batch, rows, cols + 8), torch.nan)
+        view = storage[..., :cols]
+    elif layout == "transposed":
+        view = x.new_full((*batch, cols, rows), torch.nan).mT
+    else:
+        view = x.new_full((x.numel() + 3,), torch.nan)[3:].view(x.shape)
+    return view.copy_(x)
+
+
+@dataclass
+class Products:
+    """The operands of one symm_gemm or gemm_add call over a mixed problem list."""
+
+    a: list[Tensor]
+    b: list[Tensor]
+    c: list[Tensor]
+    outs: list[Tensor]
+
+
+def symmetric_products(dtype: torch.dtype, device: str, *, with_c: bool) -> Products:
+    """X X^T over mixed shapes, layouts and batch sizes, with a symmetric C."""
+    p = Products([], [], [], [])
+    for i, (rows, cols) in enumerate(SHAPES):
+        layout = LAYOUTS[i % len(LAYOUTS)]
+        x = in_layout((torch.randn(1 + i % 3, rows, cols) / cols**0.5).to(device, dtype), layout)
+        c = torch.randn(x.shape[0], rows, rows).to(device, dtype)
+        p.a.append(x)
+        p.b.append(x.mT)
+        if with_c:
+            p.c.append(in_layout(c + c.mT, layout))
+        p.outs.append(in_layout(torch.full_like(c, torch.nan), layout))
+    return p
+
+
+def general_products(dtype: torch.dtype, device: str, *, with_c: bool) -> Products:
+    """A B over mixed shapes, layouts and batch sizes; A square."""
+    p = Products([], [], [], [])
+    for i, (rows, cols) in enumerate(SHAPES):
+        layout = LAYOUTS[(i + 1) % len(LAYOUTS)]
+        batch = 1 + i % 3
+        p.a.append(in_layout((torch.randn(batch, rows, rows) / rows**0.5).to(device, dtype), LAYOUTS[i % 4]))
+        p.b.append(in_layout(torch.randn(batch, rows, cols).to(device, dtype), layout))
+        if with_c:
+            p.c.append(in_layout(torch.randn(batch, rows, cols).to(device, dtype), layout))
+        p.outs.append(in_layout(torch.full((batch, rows, cols), torch.nan).to(device, dtype), layout))
+    return p
+
+
+def tensor_list(dtype: torch.dtype, device: str) -> list[Tensor]:
+    """Many matrices of mixed shapes and layouts, for the multi-tensor ops."""
+    return [
+        in_layout(torch.randn(shape).to(device, dtype), LAYOUTS[i % len(LAYOUTS)])
+        for i, shape in enumerate([*SHAPES, (0, 5), (127, 129)])
+    ]

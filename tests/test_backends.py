@@ -1,0 +1,67 @@
+"""Selection is explicit or inspectable, never silent."""
+
+import threading
+
+import pytest
+import torch
+
+import muon_kernels
+from muon_kernels import backends
+from muon_kernels.backends import reference
+from muon_kernels.ops import gemm_add
+
+CPU = torch.device("cpu")
+
+
+def test_auto_on_the_cpu_is_the_reference():
+    assert backends.select("gemm_add", CPU, ()) is reference.gemm_add
+
+
+def test_a_named_backend_that_cannot_run_raises_with_its_reason():
+    x = torch.zeros(1, 2, 2)
+    with muon_kernels.use_backend("cuda"), pytest.raises(muon_kernels.BackendUnavailable, match=r"'cuda' cannot run"):
+        gemm_add([x], [x], [], [torch.empty_like(x)])
+
+
+def test_environment_variable(monkeypatch):
+    monkeypatch.setenv("MUON_KERNELS_BACKEND", "cuda")
+    with pytest.raises(muon_kernels.BackendUnavailable):
+        backends.select("apply", CPU, ())
+    with muon_kernels.use_backend("reference"):
+        assert backends.select("apply", CPU, ()) is reference.apply
+
+
+def test_unknown_names(monkeypatch):
+    with pytest.raises(ValueError, match=r"backend must be 'auto' or one of .*reference, got 'cublas'"):
+        muon_kernels.use_backend("cublas").__enter__()
+    monkeypatch.setenv("MUON_KERNELS_BACKEND", "nope")
+    with pytest.raises(ValueError, match="got 'nope'"):
+        backends.requested()
+
+
+def test_use_backend_ends_with_its_block_and_stays_in_its_thread():
+    seen = []
+    with muon_kernels.use_backend("reference"):
+        assert backends.requested() == "reference"
+        thread = threading.Thread(target=lambda: seen.append(backends.requested()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+    assert backends.requested() == "auto"
+
+
+def test_explain_names_every_op_and_every_refusal():
+    text = muon_kernels.explain("cpu")
+    assert text.startswith("device cpu, backend requested: auto")
+    for op in backends.OP_NAMES:
+        (line,) = [line for line in text.splitlines() if line.startswith(op + " ")]
+        assert line.split()[1] == "reference"
+        assert "cuda: " in line
+    with muon_kernels.use_backend("cuda"):
+        assert "nobody" in muon_kernels.explain("cpu")
+
+
+def test_every_backend_names_only_known_ops():
+    for name in backends.NAMES:
+        assert set(backends._backend(name).OPS) <= set(backends.OP_NAMES)
+    assert set(reference.OPS) == set(backends.OP_NAMES)
