@@ -31,7 +31,7 @@ APPLY_DTYPES = (
     (torch.bfloat16, torch.bfloat16),
 )
 
-Call = Callable[[], None]
+Call = Callable[[], object]
 
 
 def shapes_of(name: str, itemsize: int) -> list[tuple[int, ...]]:

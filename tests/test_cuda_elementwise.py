@@ -85,7 +85,9 @@ def contiguous_case(shapes, grad, momentum, out, **options):
     return PrologueCase(*([randn(s, dtype) for s in shapes] for dtype in (grad, momentum, out)), **options)
 
 
-@pytest.mark.parametrize("dtypes", itertools.product(DTYPES, repeat=3), ids=lambda d: "-".join(str(t)[6:] for t in d))
+@pytest.mark.parametrize(
+    "dtypes", list(itertools.product(DTYPES, repeat=3)), ids=lambda d: "-".join(str(t)[6:] for t in d)
+)
 def test_prologue_sizes_and_dtypes(dtypes):
     contiguous_case([(n,) for n in SIZES], *dtypes).run_and_check()
 
@@ -119,7 +121,7 @@ def test_prologue_alignment(dtype, offsets):
 MAKERS = {"rows": randn, "padded": padded, "padded by 8": lambda s, d: padded(s, d, 8), "transposed": transposed}
 
 
-@pytest.mark.parametrize("layouts", itertools.product(MAKERS, repeat=3), ids="-".join)
+@pytest.mark.parametrize("layouts", list(itertools.product(MAKERS, repeat=3)), ids="-".join)
 def test_prologue_layouts(layouts):
     shapes = [(1, 1), (1, 300), (300, 1), (64, 64), (63, 65), (128, 256), (130, 200)]
     dtypes = (torch.bfloat16, torch.float32, torch.bfloat16)
@@ -259,7 +261,9 @@ def check_apply(params, updates, scales, lr, weight_decay=0.1, rate=None, **opti
         assert_rounded_once(p, p_old * (1 - rate * weight_decay) - step, p_old.abs() + step.abs())
 
 
-@pytest.mark.parametrize("dtypes", itertools.product(DTYPES, repeat=2), ids=lambda d: "-".join(str(t)[6:] for t in d))
+@pytest.mark.parametrize(
+    "dtypes", list(itertools.product(DTYPES, repeat=2)), ids=lambda d: "-".join(str(t)[6:] for t in d)
+)
 def test_apply_sizes_and_dtypes(dtypes):
     params, updates = ([randn((n,), dtype) for n in SIZES] for dtype in dtypes)
     check_apply(params, updates, [0.2 * (1 + i) for i in range(len(SIZES))], torch.tensor(0.02, dtype=torch.float64))
@@ -272,7 +276,7 @@ def test_apply_lr_tensors(dtype, device):
     check_apply([randn((70, 90), torch.float32)], [randn((70, 90), torch.bfloat16)], [0.7], lr)
 
 
-@pytest.mark.parametrize("layouts", itertools.product(MAKERS, repeat=2), ids="-".join)
+@pytest.mark.parametrize("layouts", list(itertools.product(MAKERS, repeat=2)), ids="-".join)
 def test_apply_layouts(layouts):
     shapes = [(1, 1), (1, 300), (300, 1), (64, 64), (63, 65), (130, 200)]
     params, updates = ([MAKERS[lay](s, torch.bfloat16) for s in shapes] for lay in layouts)
