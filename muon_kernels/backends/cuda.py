@@ -82,6 +82,7 @@ def prologue(
             partials.data_ptr(),
             torch.cuda.current_stream(device).cuda_stream,
         )
+    torch.autograd.graph.increment_version(momenta)
 
 
 def apply(
@@ -115,6 +116,8 @@ def apply(
             _scalar("found_inf", found_inf, device),
             torch.cuda.current_stream(device).cuda_stream,
         )
+    # Autograd does not see writes through pointers; a stale saved parameter must be an error in backward.
+    torch.autograd.graph.increment_version(params)
 
 
 OPS: dict[str, Callable[..., None]] = {"prologue": prologue, "apply": apply}
