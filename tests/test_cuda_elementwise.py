@@ -81,8 +81,9 @@ class PrologueCase:
         torch.testing.assert_close(self.sumsq[i], squares, rtol=1e-12, atol=0)
 
 
-def contiguous_case(shapes, grad, momentum, out, **options):
-    return PrologueCase(*([randn(s, dtype) for s in shapes] for dtype in (grad, momentum, out)), **options)
+def contiguous_case(shapes, grad_dtype, momentum_dtype, out_dtype, **options):
+    dtypes = (grad_dtype, momentum_dtype, out_dtype)
+    return PrologueCase(*([randn(s, dtype) for s in shapes] for dtype in dtypes), **options)
 
 
 @pytest.mark.parametrize(
