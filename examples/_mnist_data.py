@@ -60,7 +60,7 @@ def from_folder(folder: Path) -> Mnist:
 def from_cache(path: Path) -> Mnist:
     """The arrays that `write_cache` stored, checked again."""
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             data = Mnist("MNIST from the cache", *(stored[part] for part in PARTS))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"the cache {path} cannot be read ({error}): delete it and run again") from error

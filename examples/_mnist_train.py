@@ -76,8 +76,8 @@ def build_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
-    # AdamW without weight decay, which is what an auxiliary group runs here, is Adam.
-    groups = [{"params": matrices}, {"params": others, "use_muon": False}]
+    # An auxiliary group runs AdamW: without weight decay and with these betas, it is torch's default Adam.
+    groups = [{"params": matrices}, {"params": others, "use_muon": False, "betas": (0.9, 0.999)}]
     return Muon(groups, lr=LEARNING_RATE, weight_decay=0.0, adjust_lr_fn="max_dim")
 
 

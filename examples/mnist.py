@@ -35,6 +35,8 @@ Results = dict[str, dict[str, list[History]]]  # start -> optimizer -> one histo
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parse(arguments)
+    # The layers are too small to share: on two cores with other work, a second thread made epochs ten times slower.
+    torch.set_num_threads(1)
     try:
         data = load_mnist(options.data)
     except DataError as error:

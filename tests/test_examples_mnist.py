@@ -4,6 +4,7 @@ import json
 import statistics
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ from _mnist_train import OPTIMIZERS, History, build_model, build_optimizer, prep
 
 CPU = torch.device("cpu")
 DTYPES = (torch.bfloat16, torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the command sets it, which is why it is restored here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +94,7 @@ def test_muon_gets_every_matrix_and_adam_the_rest() -> None:
     matrices, others = optimizer.param_groups
     assert [p.ndim for p in matrices["params"]] == [2, 2, 2, 2]
     assert [p.ndim for p in others["params"]] == [1, 1, 1, 1]
-    assert others["use_muon"] is False
+    assert others["use_muon"] is False and others["betas"] == (0.9, 0.999)
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
 
@@ -144,6 +154,16 @@ def test_both_optimizers_learn(separable: Mnist, name: str, dtype: torch.dtype) 
     assert len(history.first_loss) == 3 and history.first_loss[-1] < 0.5 * history.first_loss[0]
     assert history.test_accuracy[0] < 0.3 and history.test_accuracy[-1] > 0.95
     assert not torch.equal(history.weights[0], history.weights[1])
+
+
+def test_first_loss_is_that_of_the_untrained_network(separable: Mnist) -> None:
+    train, test = prepare_splits(separable, CPU, torch.float32)
+    batch = torch.randperm(6000, generator=torch.Generator().manual_seed(5))[:512]
+    untrained = nn.functional.cross_entropy(build_model("random", 2)(train.images[batch]), train.labels[batch])
+    model, batches = build_model("random", 2), []
+    history = train_model(model, build_optimizer("adam", model), train, test, 2, 5, lambda: batches.append(1))
+    assert history.first_loss[0] == pytest.approx(untrained.item(), rel=1e-6)
+    assert len(batches) == 2 * 12, "every batch, the last and smaller one too, is reported"
 
 
 def test_a_seed_repeats_itself(separable: Mnist) -> None:
