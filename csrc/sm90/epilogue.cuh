@@ -1,0 +1,203 @@
+// The epilogue of a consumer warpgroup: acc <- alpha acc + beta C + delta I in fp32, rounded once, and stored in 64 x 64
+// boxes through shared memory by the copy engine, which clips at the edges of the matrix.
+//
+// A symmetric product stores every box below the diagonal twice, the second time transposed. A box on the diagonal is
+// stored once: its transpose is written to shared memory first and its lower half over it, so that it is bitwise symmetric.
+#pragma once
+
+#include "mainloop.cuh"
+
+namespace muon_kernels::sm90 {
+
+template <typename Element>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<Element, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+}
+
+template <typename Element>
+__device__ __forceinline__ float2 unpack(uint32_t pair) {
+  if constexpr (std::is_same_v<Element, __half>) {
+    return __half22float2(reinterpret_cast<const __half2&>(pair));
+  } else {
+    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
+  }
+}
+
+// Where a thread of a warpgroup finds its fragments in a swizzled box of 64 rows of 128 bytes. Fragment i of column pair p
+// (16 columns) holds rows 16 warp + 8 (i & 1) + ..., columns 16 p + 8 (i >> 1) + ...
+struct FragmentMap {
+  uint32_t warp, lane;
+
+  __device__ __forceinline__ uint32_t direct(int p) const {
+    const uint32_t row = 16 * warp + (lane & 15);
+    return row * 128 + (((2 * p + (lane >> 4)) ^ (lane & 7)) << 4);
+  }
+  __device__ __forceinline__ uint32_t transposed(int p) const {
+    const uint32_t row = 16 * p + 8 * (lane >> 4) + (lane & 7);
+    return row * 128 + (((2 * warp + ((lane >> 3) & 1)) ^ (lane & 7)) << 4);
+  }
+};
+
+template <typename Element, class Shape, bool kSymmetric>
+class Epilogue {
+ public:
+  using Accumulators = float[Shape::kMmaRows][Shape::kTileN / 2];
+
+  __device__ __forceinline__ Epilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread)
+      : staging_(staging), barrier_id_(barrier_id), leader_(thread == 0), map_{thread / 32, thread % 32} {}
+
+  // `first_row` is the warpgroup's first row in the tile.
+  __device__ __forceinline__ void run(Accumulators& acc, const GemmTable& table, const TileAt& tile, int first_row,
+                                      Ring<Shape>& ring) {
+    const GemmEntry& problem = table.entries[tile.entry];
+    combine(acc, table, problem, tile, first_row, ring);
+#pragma unroll
+    for (int r = 0; r < Shape::kMmaRows; ++r) {
+      const int row = tile.row + first_row + 64 * r;
+#pragma unroll
+      for (int box = 0; box < Shape::kTileN / kBox; ++box) {
+        const int col = tile.col + kBox * box;
+        if (row >= problem.m || col >= problem.n || (kSymmetric && row < col)) continue;
+        uint32_t packed[4][4];
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float* pair = &acc[r][32 * box + 8 * p + 4 * (i >> 1) + 2 * (i & 1)];
+            packed[p][i] = pack<Element>(pair[0], pair[1]);
+          }
+        }
+        if (!kSymmetric) {
+          store<false>(packed, problem, row, col, tile.batch);
+        } else if (row > col) {
+          store<false>(packed, problem, row, col, tile.batch);
+          store<true>(packed, problem, col, row, tile.batch);
+        } else {
+          store_on_diagonal(packed, problem, row, tile.batch);
+        }
+      }
+    }
+  }
+
+  // Before the block ends: shared memory must outlive the stores that read it.
+  __device__ __forceinline__ void finish() const {
+    if (leader_) tensor_store_wait_read<0>();
+  }
+
+ private:
+  __device__ __forceinline__ void combine(Accumulators& acc, const GemmTable& table, const GemmEntry& problem,
+                                          const TileAt& tile, int first_row, Ring<Shape>& ring) const {
+    float alpha = table.alpha;
+    if (problem.alpha_device != nullptr) alpha *= __ldg(problem.alpha_device + tile.batch);
+#pragma unroll
+    for (int r = 0; r < Shape::kMmaRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < Shape::kTileN / 2; ++i) acc[r][i] *= alpha;
+    }
+    if (table.has_c) {
+#pragma unroll
+      for (int first = 0; first < Shape::kBoxesC; first += Shape::kBoxesPerStage) {
+        barrier_wait(ring.full(), ring.at.parity);
+#pragma unroll
+        for (int box = first; box < min(first + Shape::kBoxesPerStage, Shape::kBoxesC); ++box) {
+#pragma unroll
+          for (int r = 0; r < Shape::kMmaRows; ++r) {
+            const uint32_t base = ring.data() + (box - first) * Shape::kBytesA + (first_row + 64 * r) * 128;
+#pragma unroll
+            for (int p = 0; p < 4; ++p) {
+              uint32_t fragment[4];
+              load_fragments(fragment, base + map_.direct(p));
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                float* pair = &acc[r][32 * box + 8 * p + 4 * (i >> 1) + 2 * (i & 1)];
+                const float2 c = unpack<Element>(fragment[i]);
+                pair[0] = fmaf(table.beta, c.x, pair[0]);
+                pair[1] = fmaf(table.beta, c.y, pair[1]);
+              }
+            }
+          }
+        }
+        fence_shared_for_async();  // the copy engine overwrites what was just read
+        __syncwarp();
+        ring.release(map_.lane);
+        ring.at.advance();
+      }
+    }
+    if (table.delta != 0.0f && tile.row < tile.col + Shape::kTileN && tile.col < tile.row + Shape::kTileM) {
+#pragma unroll
+      for (int r = 0; r < Shape::kMmaRows; ++r) {
+        const int ahead = tile.row - tile.col + first_row + 64 * r + 16 * map_.warp + map_.lane / 4 - 2 * (map_.lane % 4);
+#pragma unroll
+        for (int i = 0; i < Shape::kTileN / 2; ++i) {
+          if (ahead + 8 * (i / 2 % 2) == 8 * (i / 4) + i % 2) acc[r][i] += table.delta;
+        }
+      }
+    }
+  }
+
+  // Claims the next staging box: its previous store has been read and the warpgroup agrees on it.
+  __device__ __forceinline__ uint32_t claim() {
+    if (leader_) tensor_store_wait_read<Shape::kStagingBoxes - 1>();
+    named_barrier(barrier_id_, 128);
+    const uint32_t box = staging_ + next_ * Shape::kStagingBytes;
+    next_ = (next_ + 1) % Shape::kStagingBoxes;
+    return box;
+  }
+
+  __device__ __forceinline__ void publish(uint32_t box, const GemmEntry& problem, int row, int col, int batch) const {
+    fence_shared_for_async();
+    named_barrier(barrier_id_, 128);
+    if (leader_) tensor_store(&problem.out, box, col, row, batch);
+  }
+
+  template <bool kTransposed>
+  __device__ __forceinline__ void store(const uint32_t (&packed)[4][4], const GemmEntry& problem, int row, int col,
+                                        int batch) {
+    const uint32_t box = claim();
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      if constexpr (kTransposed) {
+        store_fragments_transposed(box + map_.transposed(p), packed[p]);
+      } else {
+        store_fragments(box + map_.direct(p), packed[p]);
+      }
+    }
+    publish(box, problem, row, col, batch);
+  }
+
+  __device__ __forceinline__ void store_on_diagonal(const uint32_t (&packed)[4][4], const GemmEntry& problem, int row,
+                                                    int batch) {
+    const uint32_t box = claim();
+#pragma unroll
+    for (int p = 0; p < 4; ++p) store_fragments_transposed(box + map_.transposed(p), packed[p]);
+    named_barrier(barrier_id_, 128);
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t r = 16 * map_.warp + 8 * (i & 1) + map_.lane / 4;
+        const uint32_t c = 16 * p + 8 * (i >> 1) + 2 * (map_.lane % 4);
+        const uint32_t address = box + r * 128 + ((c / 8 ^ r % 8) << 4) + c % 8 * 2;
+        if (r > c) {
+          asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(packed[p][i]) : "memory");
+        } else if (r == c) {
+          asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<uint16_t>(packed[p][i])) : "memory");
+        }
+      }
+    }
+    publish(box, problem, row, row, batch);
+  }
+
+  uint32_t staging_, barrier_id_;
+  bool leader_;
+  FragmentMap map_;
+  uint32_t next_ = 0;
+};
+
+}  // namespace muon_kernels::sm90

@@ -1,0 +1,176 @@
+// The mainloop: one thread fills a ring of shared-memory stages with the copy engine, warpgroups multiply out of it.
+//
+// The ring carries, tile after tile, the k steps of a tile and then, if the product adds C, that tile's C. A full barrier
+// completes when a stage's bytes have landed, an empty barrier when every consumer warp that reads the stage, in every
+// block of the cluster, is done with it. In a cluster each block loads its own operand and C, and its share of the shared operand to all.
+#pragma once
+
+#include "problem.h"
+#include "ptx.cuh"
+#include "walk.cuh"
+
+namespace muon_kernels::sm90 {
+
+// Position in the ring: a stage and the parity of its current use.
+template <int kStages>
+struct RingPosition {
+  uint32_t stage = 0, parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+  __device__ __forceinline__ void advance(uint32_t steps) {
+    const uint32_t turns = (stage + steps) / kStages;
+    stage = (stage + steps) % kStages;
+    parity ^= turns & 1;
+  }
+};
+
+template <class Shape>
+struct Ring {
+  uint32_t stages;    // shared addresses
+  uint32_t barriers;
+  RingPosition<Shape::kStages> at;
+
+  __device__ __forceinline__ uint32_t full() const { return barriers + 16 * at.stage; }
+  __device__ __forceinline__ uint32_t empty() const { return full() + 8; }
+  __device__ __forceinline__ uint32_t data() const { return stages + at.stage * Shape::kStageBytes; }
+
+  // The stage at `at` may be overwritten, as far as this warp is concerned.
+  __device__ __forceinline__ void release(uint32_t lane) const {
+    if constexpr (Shape::kCluster == 1) {
+      if (lane == 0) barrier_arrive(empty());
+    } else {
+      if (lane < Shape::kCluster) barrier_arrive_remote(empty(), lane);
+    }
+  }
+};
+
+template <class Shape>
+__device__ __forceinline__ void initialise_barriers(uint32_t barriers) {
+  constexpr int kWarps = 4 * (Shape::kAlternating ? 1 : kConsumers);
+  for (int stage = 0; stage < Shape::kStages; ++stage) {
+    barrier_init(barriers + 16 * stage, 1);
+    barrier_init(barriers + 16 * stage + 8, kWarps * Shape::kCluster);
+  }
+  barrier_init_fence();
+}
+
+// Loads kExtent m or n by kTileK; each of kShares blocks loads its part to all of them. A K-major box holds kBoxRows of them.
+template <Major kMajor, int kExtent, int kBoxRows, int kShares>
+__device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap& map, uint32_t barrier, int k, int mn,
+                                             int batch, uint32_t rank) {
+  constexpr int kPart = kExtent / kShares;
+  constexpr int kBoxExtent = kMajor == Major::kK ? kBoxRows : 64;
+  const int first = kShares == 1 ? 0 : static_cast<int>(rank) * kPart;
+#pragma unroll
+  for (int i = 0; i < kPart; i += kBoxExtent) {
+    const int offset = first + i;
+    const uint32_t box = target + offset / 64 * kBoxBytes;
+    const int x = kMajor == Major::kK ? k : mn + offset;
+    const int y = kMajor == Major::kK ? mn + offset : k;
+    if constexpr (kShares == 1) {
+      tensor_load(box, &map, barrier, x, y, batch);
+    } else {
+      tensor_load_multicast(box, &map, barrier, x, y, batch, (1 << kShares) - 1);
+    }
+  }
+}
+
+// One thread: everything that one tile needs, in the order of the ring.
+template <class Shape, Major kMajorA, Major kMajorB>
+__device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring, uint32_t rank) {
+  constexpr int kShares = Shape::kCluster;
+  const GemmEntry& problem = table.entries[tile.entry];
+  for (int k = 0; k < problem.k; k += kTileK, ring.at.advance()) {
+    barrier_wait(ring.empty(), ring.at.parity ^ 1);
+    barrier_expect_bytes(ring.full(), Shape::kStageBytes);
+    const uint32_t data_b = ring.data() + Shape::kBytesA;
+    if (Shape::kSquare && tile.shares_a) {
+      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, kShares>(ring.data(), problem.a, ring.full(), k, tile.row,
+                                                                      tile.batch, rank);
+      load_operand<kMajorB, Shape::kTileN, Shape::kBoxRowsB, 1>(data_b, problem.b, ring.full(), k, tile.col, tile.batch,
+                                                                rank);
+    } else {
+      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, 1>(ring.data(), problem.a, ring.full(), k, tile.row,
+                                                                tile.batch, rank);
+      load_operand<kMajorB, Shape::kTileN, Shape::kBoxRowsB, kShares>(data_b, problem.b, ring.full(), k, tile.col,
+                                                                      tile.batch, rank);
+    }
+  }
+  if (!table.has_c) return;
+  for (int first = 0; first < Shape::kBoxesC; first += Shape::kBoxesPerStage, ring.at.advance()) {
+    const int boxes = min(Shape::kBoxesPerStage, Shape::kBoxesC - first);
+    barrier_wait(ring.empty(), ring.at.parity ^ 1);
+    barrier_expect_bytes(ring.full(), boxes * Shape::kBytesA);
+    for (int i = 0; i < boxes; ++i) {
+      tensor_load(ring.data() + i * Shape::kBytesA, &problem.c, ring.full(), tile.col + (first + i) * kBox, tile.row,
+                  tile.batch);
+    }
+  }
+}
+
+// Number of stages that load_tile fills for a tile of this entry.
+template <class Shape>
+__device__ __forceinline__ uint32_t stages_of(const GemmTable& table, int entry) {
+  return (table.entries[entry].k + kTileK - 1) / kTileK + (table.has_c ? Shape::kStagesC : 0);
+}
+
+// Alternating warpgroups take turns at the ring. A warpgroup passes the turn on once it has seen every stage of its tile
+// full: a barrier shows only the parity of its phase, so nobody may wait for a phase whose predecessor is still open.
+template <class Shape>
+struct Turns {
+  static constexpr uint32_t kFirstBarrier = 1 + kConsumers;
+
+  static __device__ __forceinline__ void begin(uint32_t consumer) {
+    if (Shape::kAlternating && consumer == 1) named_barrier_arrive(kFirstBarrier, 256);
+  }
+  static __device__ __forceinline__ void wait(uint32_t consumer) {
+    if (Shape::kAlternating) named_barrier(kFirstBarrier + consumer, 256);
+  }
+  static __device__ __forceinline__ void pass(uint32_t consumer, Ring<Shape> ring, bool has_c) {
+    if constexpr (Shape::kAlternating) {
+      for (int i = 0; has_c && i < Shape::kStagesC; ++i, ring.at.advance()) barrier_wait(ring.full(), ring.at.parity);
+      named_barrier_arrive(kFirstBarrier + (consumer ^ 1), 256);
+    }
+  }
+};
+
+// A consumer warpgroup: its rows of A B. `first_row` is the warpgroup's first row in the tile.
+template <typename Element, class Shape, Major kMajorA, Major kMajorB>
+__device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][Shape::kTileN / 2], Ring<Shape>& ring,
+                                              int k_extent, int first_row, uint32_t consumer, uint32_t lane, bool has_c) {
+  const uint64_t first_a = operand_descriptor<kMajorA>(ring.stages + first_row / 64 * kBoxBytes);
+  const uint64_t first_b = operand_descriptor<kMajorB>(ring.stages + Shape::kBytesA);
+  Ring<Shape> done = ring;
+  for (int k = 0; k < k_extent; k += kTileK, ring.at.advance()) {
+    const uint64_t offset = ring.at.stage * (Shape::kStageBytes >> 4);
+    barrier_wait(ring.full(), ring.at.parity);
+#pragma unroll
+    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers(acc[r]);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kTileK / 16; ++step) {
+#pragma unroll
+      for (int r = 0; r < Shape::kMmaRows; ++r) {
+        wgmma<Element, kMajorA, kMajorB, Shape::kTileN>(acc[r], first_a + offset + step * kStepK16<kMajorA> + r * (kBoxBytes >> 4),
+                                                        first_b + offset + step * kStepK16<kMajorB>, step > 0 || k > 0);
+      }
+    }
+    wgmma_commit();
+#pragma unroll
+    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers(acc[r]);
+    if (k > 0) {
+      wgmma_wait<1>();
+      done.release(lane);
+      done.at.advance();
+    }
+  }
+  Turns<Shape>::pass(consumer, ring, has_c);
+  wgmma_wait<0>();
+#pragma unroll
+  for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers(acc[r]);
+  done.release(lane);
+}
+
+}  // namespace muon_kernels::sm90
