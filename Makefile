@@ -4,17 +4,20 @@ BIN := .venv/bin
 
 .PHONY: demo test lint clean
 
+demo: extras := examples
 demo: .venv
-	$(call install,examples)
+	$(install)
 	$(BIN)/python examples/mnist.py
 
 # -P and --import-mode=importlib (pyproject.toml) keep the source tree off sys.path: the installed package is tested.
+test: extras := test,examples
 test: .venv
-	$(call install,test)
+	$(install)
 	$(BIN)/python -P -m pytest -q tests
 
+lint: extras := test,examples
 lint: .venv
-	$(call install,test)
+	$(install)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -28,5 +31,5 @@ clean:
 # setuptools packs whatever an earlier build left in build/lib*: a module that was renamed would stay in the package.
 define install
 rm -rf build/lib*
-$(BIN)/pip install --quiet -c constraints.txt '.[$(1)]'
+$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt '.[$(extras)]'
 endef

@@ -96,15 +96,19 @@ def sources(csrc: Path) -> list[Path]:
 
 
 def ninja_file(csrc: Path, output: Path, nvcc: Path, supported: Iterable[str], includes: Iterable[str]) -> str:
-    """The text of build.ninja: one object a source, one shared library; all paths absolute."""
+    """The text of build.ninja: one object a source, one shared library; all paths absolute.
+
+    `includes` go to .cpp files only: pip's isolated builds find pybind11 in another folder each time, and a changed
+    command would make ninja compile every kernel again.
+    """
     known = set(supported)
-    flags = [*COMPILE_FLAGS, *(f"-I{path}" for path in includes)]
+    include_flags = [f"-I{path}" for path in includes]
     lines = [
         "ninja_required_version = 1.5",
         f"nvcc = {_escape(nvcc)}",
-        f"cflags = {' '.join(map(_escape, flags))}",
+        f"cflags = {' '.join(COMPILE_FLAGS)}",
         "rule compile",
-        "  command = $nvcc $cflags $gencode -MD -MF $out.d -c $in -o $out",
+        "  command = $nvcc $cflags $flags -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
@@ -115,7 +119,8 @@ def ninja_file(csrc: Path, output: Path, nvcc: Path, supported: Iterable[str], i
         folder = str(source.parent.relative_to(csrc))
         name = _escape(Path(folder) / f"{source.name}.o")
         objects.append(name)
-        lines += [f"build {name}: compile {_escape(source)}", f"  gencode = {' '.join(gencode_flags(folder, known))}"]
+        flags = include_flags if source.suffix == ".cpp" else gencode_flags(folder, known)
+        lines += [f"build {name}: compile {_escape(source)}", f"  flags = {' '.join(map(_escape, flags))}"]
     lines += [f"build {_escape(output)}: link {' '.join(objects)}", f"default {_escape(output)}", ""]
     return "\n".join(lines)
 
@@ -137,7 +142,7 @@ class NinjaBuild(build_ext):
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         csrc = Path(__file__).parent.resolve() / "csrc"
-        includes = [str(csrc), pybind11.get_include(), sysconfig.get_path("include")]
+        includes = [pybind11.get_include(), sysconfig.get_path("include")]
         text = ninja_file(csrc, output, nvcc, supported_architectures(nvcc), includes)
         (folder / "build.ninja").write_text(text)
         subprocess.run([sys.executable, "-m", "ninja", "-v", "-C", str(folder)], check=True)
