@@ -207,22 +207,27 @@ def _check_lists(**lists: Sequence[Tensor]) -> None:
     for name, tensors in lists.items():
         if len(tensors) != len(first):
             raise ValueError(f"{name} must have as many entries as {first_name}, {len(first)}, got {len(tensors)}")
-        for i, tensor in enumerate(tensors):
-            if tensor.dtype != tensors[0].dtype or not tensor.dtype.is_floating_point:
-                raise TypeError(f"{name} must have one real floating dtype, got {tensor.dtype} at index {i}")
-            if tensor.device != first[0].device:
-                raise ValueError(f"{name}[{i}] must be on {first[0].device}, got {tensor.device}")
+        if not tensors:
+            continue
+        dtypes = {tensor.dtype for tensor in tensors}
+        if len(dtypes) > 1 or not tensors[0].is_floating_point():
+            raise TypeError(f"{name} must have one real floating dtype, got {', '.join(sorted(map(str, dtypes)))}")
+        devices = {tensor.device for tensor in tensors}
+        if devices != {first[0].device}:
+            found = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"{name} must be on {first[0].device} like {first_name}[0], got {found}")
 
 
 def _check_same_shapes(**lists: Sequence[Tensor]) -> None:
-    first_name, first = next(iter(lists.items()))
-    for name, tensors in lists.items():
-        for i, (tensor, model) in enumerate(zip(tensors, first, strict=True)):
-            if tensor.shape != model.shape:
-                raise ValueError(
-                    f"{name}[{i}] must have the shape of {first_name}[{i}], {list(model.shape)}, "
-                    f"got {list(tensor.shape)}"
-                )
+    (first_name, first), *others = lists.items()
+    shapes = [tensor.shape for tensor in first]
+    for name, tensors in others:
+        found = [tensor.shape for tensor in tensors]
+        if found != shapes:
+            i = next(i for i, (a, b) in enumerate(zip(found, shapes, strict=True)) if a != b)
+            raise ValueError(
+                f"{name}[{i}] must have the shape of {first_name}[{i}], {list(shapes[i])}, got {list(found[i])}"
+            )
 
 
 def _check_problems(**lists: Sequence[Tensor]) -> None:
