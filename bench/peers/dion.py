@@ -1,0 +1,67 @@
+"""dion (microsoft/dion 0.1.0): its Triton kernels, its four-step variant with AOL rescaling, and its Muon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from muon_kernels import scaling
+
+from ..gate import Promise
+from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, promise
+
+TURBO_ROWS = (
+    (4.6051, -9.6552, 5.6769),
+    (4.7505, -6.0861, 2.1790),
+    (2.7763, -2.3190, 0.5523),
+    (2.4231, -2.2861, 0.8193),
+)
+"""https://arxiv.org/abs/2512.04632"""
+
+
+def _load() -> Orthogonalize:
+    from dion.newton_schulz_triton import newton_schulz_triton
+
+    return newton_schulz_triton
+
+
+def _load_turbo() -> Orthogonalize:
+    from dion.newton_schulz_triton import newton_schulz_triton_fast
+
+    return newton_schulz_triton_fast
+
+
+def _build(**options: Any) -> Callable[[list[Parameter]], Optimizer]:
+    def build(params: list[Parameter]) -> Optimizer:
+        from dion import Muon
+
+        return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY, nesterov=True, **options)
+
+    return build
+
+
+ORTHOGONALIZERS = [
+    Orthogonalizer("dion-triton", promise("quintic"), tier=0, load=_load),
+    Orthogonalizer("dion-turbo", Promise(TURBO_ROWS, rescale="aol"), comparable=False, load=_load_turbo),
+]
+
+STEPPERS = [
+    Stepper(
+        "dion-triton",
+        promise("polar_express_dion", norm_factor=1.02),
+        tier=0,
+        compiles=True,
+        build=_build(use_triton=True),
+        rule=scaling.spectral_unclamped,
+    ),
+    Stepper(
+        "dion-gns",
+        promise("polar_express_1.05"),
+        compiles=True,
+        build=_build(use_triton=True, use_gram_newton_schulz=True),
+        rule=scaling.spectral_unclamped,
+    ),
+]

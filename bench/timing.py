@@ -1,0 +1,96 @@
+"""Device-synchronised time, cold inputs, and CUDA graphs of many calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+MEASURE_SECONDS = 0.4
+"""Wanted total of one measurement's rounds: longer ones shift the median of an idle H100 by less than its spread."""
+
+
+class DeviceClock:
+    """A timer for pytest-benchmark that reads seconds of device time per call.
+
+    On a GPU a reading waits for everything before it and is taken by an event, so that the span between two readings
+    runs from an idle device to an idle device: launches, gaps between kernels and kernels.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.calls = 1  # calls between two readings; set it while nothing is being timed
+        self._cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._last = self._mark() if self._cuda else None
+
+    def read(self) -> float:
+        """Seconds so far, divided by `calls`."""
+        if not self._cuda:
+            return time.perf_counter() / self.calls
+        # A sum of short spans in double: events return float32 milliseconds, too coarse a few minutes after the first.
+        now = self._mark()
+        assert self._last is not None
+        self._seconds += self._last.elapsed_time(now) / 1e3
+        self._last = now
+        return self._seconds / self.calls
+
+    @staticmethod
+    def _mark() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return event
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device; a CPU has nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def cold_copies(device: torch.device, size: int) -> int:
+    """How many inputs of `size` bytes to rotate among so that none is still in the L2 cache when its turn comes."""
+    if device.type != "cuda":
+        return 1
+    return -(-2 * torch.cuda.get_device_properties(device).L2_cache_size // size)
+
+
+def rounds_for(seconds: float) -> int:
+    """How often to repeat something that takes this long."""
+    return max(5, min(100, round(MEASURE_SECONDS / max(seconds, 1e-9))))
+
+
+def seconds_of(device: torch.device, function: Callable[[], object]) -> float:
+    """Wall time of one call, device included."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def capture(function: Callable[[T], object], inputs: Sequence[T]) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A graph of one call for each input, and the result of the first, which a replay rewrites."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function(inputs[0])
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        first = function(inputs[0])
+        for item in inputs[1:]:
+            function(item)
+    return graph, first
+
+
+def random_normal(device: torch.device, shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
+    """Random data: some GPUs run faster on zeros."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=device).to(dtype)
