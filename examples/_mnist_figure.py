@@ -34,7 +34,8 @@ def draw(histories: Histories, start: str, path: Path) -> None:
         _draw_curve(norm, name, [run.spectral_norm for run in runs])
     everything = np.array([run.test_accuracy for runs in histories.values() for run in runs])
     # The untrained network would stretch the axis over 90 points and hide the two or three that the figure is about.
-    accuracy.set_ylim(bottom=everything[:, 1:].min() - 0.01)
+    trained = everything[:, 1:]
+    accuracy.set_ylim(trained.min() - 0.01, min(1.0, trained.max() + 0.01))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     untrained = f"Test accuracy (untrained: {everything[:, 0].mean():.0%}, below the axis)"
     for axes, title in ((accuracy, untrained), (norm, "Spectral norm of the weight")):
@@ -43,7 +44,7 @@ def draw(histories: Histories, start: str, path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(MOST_COLUMNS, integer=True))
         axes.tick_params(labelsize=14)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=16)
+        axes.legend(fontsize=16, loc="lower right" if axes is accuracy else "best")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
