@@ -17,7 +17,7 @@ from .gate import FACTOR, GateRefused
 from .lab import Lab, Mode
 from .op_kinds import KINDS, NARROW, WIDE, OpKind, Tensors
 from .peers import Provider
-from .timing import capture, cold_copies, rounds_for, seconds_of
+from .timing import capture, cold_copies, seconds_of
 
 FLOOR = 1e-3
 PROVIDERS = [
@@ -63,11 +63,11 @@ def _measure(benchmark: Any, lab: Lab, cell: OpCell, provider: Provider, mode: M
     if mode == "graph":
         graph, _ = capture(run, inputs)
         lab.clock.calls = len(inputs)
-        rounds = rounds_for(seconds_of(lab.device, graph.replay))
+        rounds = lab.rounds(seconds_of(lab.device, graph.replay))
         benchmark.pedantic(graph.replay, rounds=rounds, warmup_rounds=2)
     else:
         lab.clock.calls = 1
-        rounds = rounds_for(seconds_of(lab.device, lambda: run(inputs[-1])))
+        rounds = lab.rounds(seconds_of(lab.device, lambda: run(inputs[-1])))
         turn = iter(range(rounds + 2))
         benchmark.pedantic(run, setup=lambda: ((inputs[next(turn) % len(inputs)],), {}), rounds=rounds, warmup_rounds=2)
 

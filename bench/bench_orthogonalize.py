@@ -14,7 +14,7 @@ from .floors import dense_flops, matrix_bytes, minimal_flops
 from .gate import Judge
 from .lab import Lab, Mode
 from .peers import ORTHOGONALIZERS, Orthogonalizer
-from .timing import capture, cold_copies, random_normal, rounds_for, seconds_of
+from .timing import capture, cold_copies, random_normal, seconds_of
 
 DTYPE = torch.bfloat16
 WARMUP = 5  # torch.compile's graph trees warm up, record and replay in their first three calls
@@ -69,11 +69,11 @@ def _measure(benchmark: Any, lab: Lab, cell: MatrixCell, provider: Orthogonalize
     )
     if mode == "graph":
         lab.clock.calls = len(inputs)
-        rounds = rounds_for(seconds_of(lab.device, graph.replay))
+        rounds = lab.rounds(seconds_of(lab.device, graph.replay))
         benchmark.pedantic(graph.replay, rounds=rounds, warmup_rounds=2)
     else:
         lab.clock.calls = 1
-        rounds = rounds_for(seconds_of(lab.device, lambda: call(inputs[-1])))
+        rounds = lab.rounds(seconds_of(lab.device, lambda: call(inputs[-1])))
         turn = iter(range(rounds + 2))
         benchmark.pedantic(
             call, setup=lambda: ((inputs[next(turn) % len(inputs)],), {}), rounds=rounds, warmup_rounds=2

@@ -18,7 +18,7 @@ from .gate import Accuracy, Judge
 from .lab import Lab, Mode
 from .peers import STEPPERS, Stepper
 from .peers.base import LR
-from .timing import capture, random_normal, rounds_for, seconds_of, synchronize
+from .timing import capture, random_normal, seconds_of, synchronize
 
 HOST_REPEATS = 10
 
@@ -146,4 +146,4 @@ def _measure(benchmark: Any, lab: Lab, cell: StepCell, subject: Subject, mode: M
         accuracy=accuracy.as_info(),
     )
     lab.clock.calls = 1
-    benchmark.pedantic(run, rounds=rounds_for(seconds_of(lab.device, run)), warmup_rounds=2)
+    benchmark.pedantic(run, rounds=lab.rounds(seconds_of(lab.device, run)), warmup_rounds=2)

@@ -19,6 +19,9 @@ from .ceilings import Ceilings, measure_ceilings
 from .gate import GateRefused
 from .timing import DeviceClock
 
+MEASURE_SECONDS = 0.4
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
+
 T = TypeVar("T")
 Status = Literal["absent", "skipped", "refused", "failed"]
 Mode = Literal["call", "graph"]
@@ -62,6 +65,11 @@ class Lab:
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self._start
+
+    def rounds(self, seconds: float) -> int:
+        """How often to repeat something that takes this long."""
+        wanted = 0 if self.smoke else round(MEASURE_SECONDS / seconds)
+        return max(FEWEST_ROUNDS, min(MOST_ROUNDS, wanted))
 
     def kept(self, slot: str, key: Any, make: Callable[[], T]) -> T:
         """What `make` returned for this key; a slot holds one key's at a time."""

@@ -11,9 +11,6 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-MEASURE_SECONDS = 0.4
-"""Wanted total of one measurement's rounds: longer ones shift the median of an idle H100 by less than its spread."""
-
 
 class DeviceClock:
     """A timer for pytest-benchmark that reads seconds of device time per call.
@@ -58,11 +55,6 @@ def cold_copies(device: torch.device, size: int) -> int:
     if device.type != "cuda":
         return 1
     return -(-2 * torch.cuda.get_device_properties(device).L2_cache_size // size)
-
-
-def rounds_for(seconds: float) -> int:
-    """How often to repeat something that takes this long."""
-    return max(5, min(100, round(MEASURE_SECONDS / max(seconds, 1e-9))))
 
 
 def seconds_of(device: torch.device, function: Callable[[], object]) -> float:
