@@ -176,10 +176,12 @@ def freeze_coefficients(coefficients: Coefficients) -> str | Row | tuple[Row, ..
         return _row(coefficients)
     if len(coefficients) == 0:
         raise ValueError("Coefficient list cannot be empty")
+    rows = []
     for i, item in enumerate(coefficients):
-        if not _is_sequence(item):
+        if not isinstance(item, Sequence) or not _is_sequence(item):
             raise TypeError(f"Item {i} is not a sequence: {item!r}")
-    return tuple(_row(item) for item in coefficients)
+        rows.append(_row(item))
+    return tuple(rows)
 
 
 def _extend(frozen: str | Row | tuple[Row, ...], steps: int) -> tuple[Row, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,16 @@ DEFAULT_WORKSPACE_BYTES = 512 * 2**20
 DEFAULT_CPU_WORKSPACE_BYTES = 4 * 2**20
 """On a CPU a matrix runs through the whole chain before the next one starts, while it is in the cache. One thread,
 12 matrices of 768 x 768 and 6 of 768 x 3072: 906 ms with waves of one matrix, 957 ms all at once."""
+
+
+class _LossScale(NamedTuple):
+    """What torch.amp.GradScaler leaves on the optimizer before a step; None without a scaler."""
+
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def on(self, device: torch.device) -> _LossScale:
+        return _LossScale(*(None if value is None else value.to(device, non_blocking=True) for value in self))
 
 
 class Muon(Optimizer):
@@ -145,9 +155,14 @@ class Muon(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in."""
-        super().load_state_dict(state_dict)
-        saved = state_dict["state"]
-        ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        loaded: dict[str, Any] = {}  # what the registered pre-hooks made of state_dict
+        handle = self.register_load_state_dict_pre_hook(lambda _, state: loaded.update(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        saved = loaded["state"]
+        ids = (i for group in loaded["param_groups"] for i in group["params"])
         params = (p for group in self.param_groups for p in group["params"])
         for i, p in zip(ids, params, strict=True):
             for key, value in saved.get(i, {}).items():
@@ -170,7 +185,7 @@ class Muon(Optimizer):
             _check_grads(params)
             if group["use_muon"]:
                 _check_muon(group)
-        amp = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
+        amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         for group, params in work:
             if group["use_muon"]:
                 for bucket in self._buckets(group, params):
@@ -179,7 +194,14 @@ class Muon(Optimizer):
                 for p in params:
                     if not self.state[p]:
                         self.state[p].update(auxiliary.init_state(p, group))
-                auxiliary.step(params, [self.state[p] for p in params], group, **_on(params[0].device, amp))
+                scale = amp.on(params[0].device)
+                auxiliary.step(
+                    params,
+                    [self.state[p] for p in params],
+                    group,
+                    grad_scale=scale.grad_scale,
+                    found_inf=scale.found_inf,
+                )
         return loss
 
     def _buckets(self, group: dict[str, Any], params: list[Tensor]) -> list[list[Tensor]]:
@@ -198,13 +220,13 @@ class Muon(Optimizer):
                 buckets.setdefault(key, []).append(p)
         return list(buckets.values())
 
-    def _step_bucket(self, group: dict[str, Any], params: list[Tensor], amp: dict[str, Tensor | None]) -> None:
+    def _step_bucket(self, group: dict[str, Any], params: list[Tensor], amp: _LossScale) -> None:
         device = params[0].device
         compute = group["compute_dtype"] or default_compute_dtype(device)
         shapes = tuple((p.shape[0], p.shape[1]) for p in params)
         default_bytes = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
         for wave in plan_waves(shapes, compute.itemsize, self._max_workspace_bytes or default_bytes):
-            self._step_wave(group, [params[i] for i in wave.order], wave, compute, _on(device, amp))
+            self._step_wave(group, [params[i] for i in wave.order], wave, compute, amp.on(device))
 
     def _step_wave(
         self,
@@ -212,7 +234,7 @@ class Muon(Optimizer):
         params: list[Tensor],
         wave: Wave,
         compute: torch.dtype,
-        amp: dict[str, Tensor | None],
+        amp: _LossScale,
     ) -> None:
         device = params[0].device
         # float16 has too little range for what is not normalised yet.
@@ -227,7 +249,8 @@ class Muon(Optimizer):
             momentum=group["momentum"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            **amp,
+            grad_scale=amp.grad_scale,
+            found_inf=amp.found_inf,
         )
         if group["method"] == "svd":
             orthogonal = [polar_factor(x) for x in matrices]
@@ -250,16 +273,12 @@ class Muon(Optimizer):
             lr=lr.to(device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
             weight_decay=group["weight_decay"],
             scales=[rule(p.shape) for p in params],
-            found_inf=amp["found_inf"],
+            found_inf=amp.found_inf,
         )
 
 
 def _unbind(batches: Sequence[Tensor]) -> list[Tensor]:
     return [matrix for batch in batches for matrix in batch.unbind(0)]
-
-
-def _on(device: torch.device, amp: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    return {key: None if value is None else value.to(device, non_blocking=True) for key, value in amp.items()}
 
 
 def _check_common(options: dict[str, Any]) -> None:

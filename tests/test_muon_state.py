@@ -94,3 +94,21 @@ def test_an_older_checkpoint_gets_todays_defaults():
 def test_a_state_of_other_size_is_refused():
     with pytest.raises(ValueError, match="size of optimizer's group"):
         Muon(make_params(torch.float32)).load_state_dict(Muon(make_params(torch.float32)[:3]).state_dict())
+
+
+def test_a_pre_hook_decides_what_is_loaded():
+    params = make_params(torch.float32)
+    optimizer = Muon(params)
+    run(optimizer, 1)
+
+    def halve(_, state):
+        return {
+            "state": {i: {"momentum_buffer": s["momentum_buffer"] / 2} for i, s in state["state"].items()},
+            "param_groups": state["param_groups"],
+        }
+
+    other = Muon(copies_of(params))
+    other.register_load_state_dict_pre_hook(halve)
+    other.load_state_dict(optimizer.state_dict())
+    for p, q in zip(params, other.param_groups[0]["params"], strict=True):
+        assert torch.equal(other.state[q]["momentum_buffer"], optimizer.state[p]["momentum_buffer"] / 2)

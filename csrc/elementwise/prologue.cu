@@ -110,10 +110,16 @@ struct Segments {
 
 __global__ void __launch_bounds__(kThreads)
     sum_partials_kernel(const __grid_constant__ Segments segments, const double* partials, double* sumsq) {
+  constexpr int kBatch = 16;  // loads in flight: a tensor of 2^24 elements needs one round trip
   const uint32_t end = segments.first[blockIdx.x + 1];
   double sum = 0.0;
-#pragma unroll 4
-  for (uint32_t i = segments.first[blockIdx.x] + threadIdx.x; i < end; i += kThreads) sum += partials[i];
+  for (uint32_t base = segments.first[blockIdx.x] + threadIdx.x; base < end; base += kBatch * kThreads) {
+    double value[kBatch];
+#pragma unroll
+    for (uint32_t i = 0; i < kBatch; ++i) value[i] = base + i * kThreads < end ? partials[base + i * kThreads] : 0.0;
+#pragma unroll
+    for (uint32_t i = 0; i < kBatch; ++i) sum += value[i];
+  }
   sum = block_sum(sum);
   if (threadIdx.x == 0) sumsq[blockIdx.x] = sum;
 }
