@@ -141,8 +141,8 @@ class Lab:
             self.lost = f"the device stopped answering after {provider}: {_describe(error)}"
 
     def _free(self) -> None:
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
 
