@@ -72,7 +72,7 @@ def _measure(benchmark: Any, lab: Lab, cell: OpCell, provider: Provider, mode: M
         benchmark.pedantic(run, setup=lambda: ((inputs[next(turn) % len(inputs)],), {}), rounds=rounds, warmup_rounds=2)
 
 
-def check(kind: OpKind, run: Callable[[Tensors], None], inputs: Tensors, *, symmetric: bool) -> dict[str, float]:
+def check(kind: OpKind, run: Callable[[Tensors], object], inputs: Tensors, *, symmetric: bool) -> dict[str, float]:
     """Error of a call against the reference in float64 on the same inputs, at most twice that in the same dtype.
 
     Raises:
@@ -96,7 +96,7 @@ def check(kind: OpKind, run: Callable[[Tensors], None], inputs: Tensors, *, symm
     return {"error": max(errors.values())}
 
 
-def _runner(kind: OpKind, provider: Provider) -> Callable[[Tensors], None]:
+def _runner(kind: OpKind, provider: Provider) -> Callable[[Tensors], object]:
     if not provider.ours:
         return kind.torch
 

@@ -17,7 +17,7 @@ from .peers import ORTHOGONALIZERS, Orthogonalizer
 from .timing import capture, cold_copies, random_normal, seconds_of
 
 DTYPE = torch.bfloat16
-WARMUP = 5  # torch.compile's graph trees warm up, record and replay in their first three calls
+COMPILED_WARMUP = 4  # torch.compile's graph trees warm up, record and replay in their first three calls
 
 Call = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
@@ -40,7 +40,7 @@ def test_orthogonalize(benchmark: Any, lab: Lab, cell: MatrixCell, provider: Ort
 def _measure(benchmark: Any, lab: Lab, cell: MatrixCell, provider: Orthogonalizer, mode: Mode) -> None:
     inputs, judge = lab.kept("inputs", ("orthogonalize", cell), lambda: _inputs(lab, cell))
     call, first_call = lab.kept("call", ("orthogonalize", cell, provider.name), lambda: _load(lab, provider, inputs[0]))
-    for _ in range(WARMUP - 1):
+    for _ in range(COMPILED_WARMUP if provider.compiles else 1):
         result = call(inputs[0])
     accuracy = judge.check(result, provider.promise)
     if mode == "graph":

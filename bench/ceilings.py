@@ -87,7 +87,7 @@ def _state_under_load(device: torch.device) -> dict[str, str]:
     if device.type != "cuda":
         return {}
     x = random_normal(device, (8192, 8192), torch.bfloat16, 0)
-    for _ in range(600):  # about a second of work, queued
+    for _ in range(1500):  # about two seconds of work, queued
         torch.mm(x, x)
     state = gpu_state(device)
     torch.cuda.synchronize(device)

@@ -30,8 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
-    """The run."""
-    return pytestconfig.stash[_LAB]
+    """The run; its ceilings are measured first, before anything else is in memory."""
+    lab = pytestconfig.stash[_LAB]
+    _ = lab.ceilings
+    return lab
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_wanted(config: pytest.Config, item: pytest.Function) -> bool:
-    params = item.callspec.params
+    params = _params(item)
     providers, cells = config.getoption("providers"), config.getoption("cells")
     return (
         (not providers or params["provider"].name.startswith(tuple(providers.split(","))))
@@ -55,7 +57,11 @@ def _is_wanted(config: pytest.Config, item: pytest.Function) -> bool:
 
 
 def _importance(item: pytest.Function) -> int:
-    return item.callspec.params["provider"].tier
+    return _params(item)["provider"].tier
+
+
+def _params(item: pytest.Function) -> dict[str, Any]:
+    return dict(item.callspec.params)
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class OpKind:
 
     make: Callable[[OpCell, torch.device, int], Tensors]
     ours: Callable[[Tensors], None]
-    torch: Callable[[Tensors], None]
+    torch: Callable[[Tensors], object]
     results: tuple[str, ...]
     fresh: tuple[str, ...]
     symmetric: bool = False

@@ -42,7 +42,7 @@ def summary(run: Run, bench: str) -> str:
         reference, floor = peer.median if peer else math.nan, rows[0].floor
         ratio = (_over(called, reference), _over(ours, reference), _over(ours, floor), _over(peer, floor))
         ratios.append(ratio)
-        times = [_ms(floor), _ms(called and called.median), *_named(ours), *_named(peer)]
+        times = [_ms(floor), _time(called), *_named(ours), *_named(peer)]
         lines.append([cell, *times, *map(_ratio, ratio)])
     means = [geometric_mean(r for r in column if not math.isnan(r)) for column in zip(*ratios, strict=True)]
     lines.append(["**geometric mean**", *[""] * 6, *(f"**{_ratio(mean)}**" for mean in means)])
@@ -137,7 +137,7 @@ def comparison(found: Sequence[Change]) -> str:
         before, after = change.before, change.after
         floor = after.floor / before.floor if before and after else math.nan
         verdict = f"**{change.verdict}**" if change.verdict in ("regression", "missing") else change.verdict
-        lines.append([bench, cell, f"{provider} ({mode})", _ms(before and before.median), _ms(after and after.median),
+        lines.append([bench, cell, f"{provider} ({mode})", _time(before), _time(after),
                       _ratio(change.ratio), _ratio(floor), verdict])  # fmt: skip
     mean = geometric_mean(c.ratio for c in found if not math.isnan(c.ratio))
     lines.append(["", "**geometric mean**", "", "", "", f"**{_ratio(mean)}**", "", ""])
@@ -150,11 +150,15 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _named(row: Row | None) -> tuple[str, str]:
-    return (_ms(row.median), row.label) if row else ("–", "–")
+    return _time(row), row.label if row else "–"
 
 
 def _over(row: Row | None, reference: float) -> float:
     return row.median / reference if row else math.nan
+
+
+def _time(row: Row | None) -> str:
+    return _ms(row.median if row else None)
 
 
 def _ms(seconds: float | None) -> str:

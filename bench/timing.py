@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class DeviceClock:
@@ -66,7 +67,7 @@ def seconds_of(device: torch.device, function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def capture(function: Callable[[T], object], inputs: Sequence[T]) -> tuple[torch.cuda.CUDAGraph, object]:
+def capture(function: Callable[[T], R], inputs: Sequence[T]) -> tuple[torch.cuda.CUDAGraph, R]:
     """A graph of one call for each input, and the result of the first, which a replay rewrites."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

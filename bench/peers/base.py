@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,11 @@ class Stepper(Provider):
     build: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
     wrap: Callable[[Step], Step] = lambda step: step
     rule: Rule | None = None
+
+
+def imported(module: str, name: str) -> Any:
+    """An attribute of a package that may be missing: ImportError then. Type checkers know none of these packages."""
+    return getattr(importlib.import_module(module), name)
 
 
 def promise(preset: str | tuple[float, float, float] = ORIGINAL, steps: int = 5, norm_factor: float = 1.0) -> Promise:

@@ -11,9 +11,9 @@ from muon_kernels import scaling
 from muon_kernels.coefficients import ORIGINAL
 
 from ..cells import MatrixCell, StepCell
-from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, promise
+from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, imported, promise
 
-LARGEST_SVD = 1e10
+LARGEST_SVD = 2048
 
 
 def newton_schulz(g: Tensor) -> Tensor:
@@ -37,13 +37,13 @@ def svd(g: Tensor) -> Tensor:
 
 
 def _svd_refuses(cell: MatrixCell | StepCell) -> str | None:
-    if isinstance(cell, MatrixCell) and cell.batch * min(cell.rows, cell.cols) ** 3 <= LARGEST_SVD:
+    if isinstance(cell, MatrixCell) and cell.batch * min(cell.rows, cell.cols) <= LARGEST_SVD:
         return None
-    return "an SVD of this size takes too long"
+    return "an SVD of so much takes too long"
 
 
 def _load_torch_muon() -> Orthogonalize:
-    from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize
+    orthogonalize = imported("torch.optim._muon", "_zeropower_via_newtonschulz")
 
     return lambda g: [orthogonalize(matrix, ORIGINAL, 5, 1e-7) for matrix in g]
 

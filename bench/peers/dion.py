@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from muon_kernels import scaling
 
 from ..gate import Promise
-from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, promise
+from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, imported, promise
 
 TURBO_ROWS = (
     (4.6051, -9.6552, 5.6769),
@@ -23,20 +23,20 @@ TURBO_ROWS = (
 
 
 def _load() -> Orthogonalize:
-    from dion.newton_schulz_triton import newton_schulz_triton
+    newton_schulz_triton = imported("dion.newton_schulz_triton", "newton_schulz_triton")
 
     return newton_schulz_triton
 
 
 def _load_turbo() -> Orthogonalize:
-    from dion.newton_schulz_triton import newton_schulz_triton_fast
+    newton_schulz_triton_fast = imported("dion.newton_schulz_triton", "newton_schulz_triton_fast")
 
     return newton_schulz_triton_fast
 
 
 def _build(**options: Any) -> Callable[[list[Parameter]], Optimizer]:
     def build(params: list[Parameter]) -> Optimizer:
-        from dion import Muon
+        Muon = imported("dion", "Muon")
 
         return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY, nesterov=True, **options)
 

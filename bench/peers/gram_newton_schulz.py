@@ -7,14 +7,14 @@ from collections.abc import Callable
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, promise
+from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, imported, promise
 
 PROMISE = promise("polar_express_1.05")
 
 
 def _load(kernels: bool) -> Callable[[], Orthogonalize]:
     def load() -> Orthogonalize:
-        from gram_newton_schulz import GramNewtonSchulz
+        GramNewtonSchulz = imported("gram_newton_schulz", "GramNewtonSchulz")
 
         return GramNewtonSchulz(ns_use_kernels=kernels)
 
@@ -23,7 +23,7 @@ def _load(kernels: bool) -> Callable[[], Orthogonalize]:
 
 def _build(kernels: bool) -> Callable[[list[Parameter]], Optimizer]:
     def build(params: list[Parameter]) -> Optimizer:
-        from gram_newton_schulz import Muon
+        Muon = imported("gram_newton_schulz", "Muon")
 
         # Its default restart, given by hand: the search for it prints and takes seconds.
         options = {"gram_newton_schulz_restart_iterations": [2], "adjust_lr": None}

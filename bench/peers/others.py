@@ -10,33 +10,33 @@ from muon_kernels import scaling
 from muon_kernels.coefficients import resolve_coefficients
 
 from ..gate import Promise
-from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, promise
+from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, imported, promise
 from .dion import TURBO_ROWS
 
 QUINTIC = promise("quintic")
 
 
 def _load_timm() -> Orthogonalize:
-    from timm.optim.muon import zeropower_via_newtonschulz
+    zeropower_via_newtonschulz = imported("timm.optim.muon", "zeropower_via_newtonschulz")
 
     rows = list(resolve_coefficients("quintic", 5))
     return lambda g: zeropower_via_newtonschulz(g, 5, rows)
 
 
 def _timm_optimizer(params: list[Parameter]) -> Optimizer:
-    from timm.optim.muon import Muon
+    Muon = imported("timm.optim.muon", "Muon")
 
     return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY, nesterov=True, adjust_lr_fn="original")
 
 
 def _load_optimuon() -> Orthogonalize:
-    from optimuon import gram_newton_schulz_batched
+    gram_newton_schulz_batched = imported("optimuon", "gram_newton_schulz_batched")
 
     return lambda g: gram_newton_schulz_batched(list(g))
 
 
 def _optimuon_optimizer(params: list[Parameter]) -> Optimizer:
-    from optimuon import Muon
+    Muon = imported("optimuon", "Muon")
 
     # NorMuon and cautious decay are on by default there; off, its step is Muon's.
     return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY, normuon=False, cautious_wd=False)
@@ -44,7 +44,8 @@ def _optimuon_optimizer(params: list[Parameter]) -> Optimizer:
 
 def _load_emerging() -> Orthogonalize:
     import torch
-    from emerging_optimizers.orthogonalized_optimizers.muon_utils import newton_schulz
+
+    newton_schulz = imported("emerging_optimizers.orthogonalized_optimizers.muon_utils", "newton_schulz")
 
     def call(g: Tensor) -> Tensor:
         # It takes float32 and chooses its precision by this global setting, as its own optimizer does.
@@ -59,31 +60,31 @@ def _load_emerging() -> Orthogonalize:
 
 
 def _emerging_optimizer(params: list[Parameter]) -> Optimizer:
-    from emerging_optimizers.orthogonalized_optimizers import Muon
+    Muon = imported("emerging_optimizers.orthogonalized_optimizers", "Muon")
 
     return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY, nesterov=True)
 
 
 def _load_heavyball() -> Orthogonalize:
-    from heavyball.utils import zeropower_via_newtonschulz5
+    zeropower_via_newtonschulz5 = imported("heavyball.utils", "zeropower_via_newtonschulz5")
 
     return zeropower_via_newtonschulz5
 
 
 def _heavyball_optimizer(params: list[Parameter]) -> Optimizer:
-    from heavyball import Muon
+    Muon = imported("heavyball", "Muon")
 
     return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY)
 
 
 def _keller_jordan_optimizer(params: list[Parameter]) -> Optimizer:
-    from muon import SingleDeviceMuon
+    SingleDeviceMuon = imported("muon", "SingleDeviceMuon")
 
     return SingleDeviceMuon(params, lr=LR, weight_decay=WEIGHT_DECAY)
 
 
 def _load_turbo() -> Orthogonalize:
-    from newton_schulz_triton import newton_schulz_triton_aol
+    newton_schulz_triton_aol = imported("newton_schulz_triton", "newton_schulz_triton_aol")
 
     return newton_schulz_triton_aol
 

@@ -25,32 +25,34 @@ def _build(params: list[Parameter]) -> Muon:
     return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY)
 
 
+def _orthogonalizer(backend: str) -> Orthogonalizer:
+    return Orthogonalizer(
+        f"ours-{backend}", promise(), ours=True, tier=_tier(backend), load=lambda: _on(backend, orthogonalize)
+    )
+
+
+def _stepper(backend: str) -> Stepper:
+    return Stepper(
+        f"ours-{backend}",
+        promise(),
+        ours=True,
+        tier=_tier(backend),
+        build=_build,
+        wrap=lambda step: _on(backend, step),
+        rule=scaling.original,
+    )
+
+
+def _tier(backend: str) -> int:
+    return int(backend == "reference")
+
+
 ORTHOGONALIZERS = [
     Orthogonalizer("ours", promise(), ours=True, tier=0, load=lambda: orthogonalize),
-    *(
-        Orthogonalizer(
-            f"ours-{name}",
-            promise(),
-            ours=True,
-            tier=int(name == "reference"),
-            load=lambda name=name: _on(name, orthogonalize),
-        )
-        for name in backends.NAMES
-    ),
+    *map(_orthogonalizer, backends.NAMES),
 ]
 
 STEPPERS = [
     Stepper("ours", promise(), ours=True, tier=0, build=_build, rule=scaling.original),
-    *(
-        Stepper(
-            f"ours-{name}",
-            promise(),
-            ours=True,
-            tier=int(name == "reference"),
-            build=_build,
-            wrap=lambda step, name=name: _on(name, step),
-            rule=scaling.original,
-        )
-        for name in backends.NAMES
-    ),
+    *map(_stepper, backends.NAMES),
 ]
