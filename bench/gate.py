@@ -101,9 +101,9 @@ class Judge:
         accuracy = Accuracy(
             *found, yardstick.error, yardstick.max_error, true_orthogonality=yardstick.true_orthogonality
         )
-        _demand("error", accuracy.error, FACTOR * yardstick.error + FLOOR)
-        _demand("largest error", accuracy.max_error, FACTOR * yardstick.max_error + FLOOR)
-        _demand("orthogonality", accuracy.orthogonality, yardstick.true_orthogonality + ORTHOGONALITY_MARGIN)
+        demand("error", accuracy.error, FACTOR * yardstick.error + FLOOR)
+        demand("largest error", accuracy.max_error, FACTOR * yardstick.max_error + FLOOR)
+        demand("orthogonality", accuracy.orthogonality, yardstick.true_orthogonality + ORTHOGONALITY_MARGIN)
         return accuracy
 
     def _truth(self, promise: Promise) -> tuple[Tensor, Accuracy]:
@@ -133,7 +133,7 @@ class Judge:
         shortfall = float(((nuclear - product.diagonal(dim1=-2, dim2=-1).sum(-1)) / nuclear).abs().max())
         distance = orthogonality(out)
         for name, value in (("orthogonality", distance), ("asymmetry", asymmetry), ("trace", shortfall)):
-            _demand(name, value, POLAR_TOLERANCE)
+            demand(name, value, POLAR_TOLERANCE)
         return Accuracy(max(asymmetry, shortfall), 0.0, distance, 0.0, 0.0, 0.0)
 
 
@@ -148,6 +148,7 @@ def orthogonality(o: Tensor) -> float:
     return worst
 
 
-def _demand(name: str, value: float, limit: float) -> None:
+def demand(name: str, value: float, limit: float) -> None:
+    """GateRefused unless the value is a number within the limit."""
     if not value <= limit:
         raise GateRefused(f"{name} {value:.3g} is over its limit {limit:.3g}")

@@ -17,7 +17,7 @@ from bench.ceilings import Ceilings
 from bench.cells import MODELS, ORTHOGONALIZE, MatrixCell, OpCell, StepCell
 from bench.floors import dense_flops, gram_flops, matrix_bytes, minimal_flops, op_cost, standard_flops, step_bytes
 from bench.floors import step_flops as flops_of_step
-from bench.gate import GateRefused, Judge, Promise, orthogonality
+from bench.gate import GateRefused, Judge, Promise, demand, orthogonality
 from bench.lab import Absent, Lab
 from bench.op_kinds import KINDS
 from bench.peers import ORTHOGONALIZERS, STEPPERS
@@ -105,14 +105,22 @@ def test_gate_accepts_what_is_right(g: torch.Tensor, tall: bool) -> None:
         lambda o: o.roll(1, 0),
         lambda o: o * 1.1,
         lambda o: torch.cat([o[:, :, :8].roll(1, 1), o[:, :, 8:]], 2),
-        lambda o: o.index_put((torch.tensor(1), torch.tensor(5), torch.tensor(7)), torch.tensor(1.0).to(o)),
+        lambda o: o.index_put((torch.tensor(1), torch.tensor(5), torch.tensor(7)), o[1, 5, 7] + 0.3),
+        lambda o: o + 0.1 * o.square().mean().sqrt() * o.roll(7, 2).sign(),
         torch.zeros_like,
     ],
-    ids=["nan", "shape", "other matrix", "scale", "tile", "element", "zeros"],
+    ids=["nan", "shape", "other matrix", "scale", "tile", "element", "noise", "zeros"],
 )
 def test_gate_refuses_what_is_wrong(g: torch.Tensor, spoil) -> None:
     with pytest.raises(GateRefused):
         Judge(g).check(spoil(newton_schulz(g)), promise())
+
+
+def test_gate_takes_no_nan_for_an_answer(g: torch.Tensor) -> None:
+    with pytest.raises(GateRefused, match="non-finite"):
+        Judge(g).check(torch.full_like(g, torch.nan), promise())
+    with pytest.raises(GateRefused, match="over its limit"):
+        demand("error", math.nan, 1.0)
 
 
 def test_gate_refuses_another_polynomial_and_another_factor(g: torch.Tensor) -> None:
@@ -143,6 +151,7 @@ def test_op_gate(kind: str) -> None:
 
     with pytest.raises(GateRefused):
         check(op, wrong, inputs, symmetric=False)
+    op.torch(inputs)  # a right result that lies there already must not pass for a new one
     with pytest.raises(GateRefused):
         check(op, lambda tensors: None, inputs, symmetric=False)
 
@@ -296,6 +305,10 @@ def test_comparison_marks_what_became_slower(tmp_path: Path, capsys: pytest.Capt
     assert report.main(["--compare", str(before), str(after)]) == 1
     assert "| 1.20 | 1.00 | **regression** |" in capsys.readouterr().out
     assert report.main(["--compare", str(before), str(before)]) == 0
+    slower = _write(tmp_path / "c.json", [_entry(cell, "ours", 1.1) for cell in cells])
+    fewer = _write(tmp_path / "d.json", [_entry(cell, "ours", 1.0) for cell in cells[1:]])
+    assert report.main(["--compare", str(before), str(slower)]) == 1
+    assert report.main(["--compare", str(before), str(fewer)]) == 1
 
 
 SMOKE = """
