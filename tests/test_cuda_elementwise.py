@@ -12,7 +12,7 @@ from muon_kernels.testing import assert_error_ratio, poison
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SIZES = (0, 1, 3, 7, 8, 9, 1023, 4095, 4096, 4097, 20000, 1_000_003)
+SIZES = (0, 1, 3, 7, 8, 9, 1023, 4095, 4096, 4097, 8191, 8192, 8193, 20000, 1_000_003)
 UNIT32 = 2.0**-24
 
 
