@@ -22,7 +22,7 @@ from torch import Tensor
 logger = logging.getLogger("muon_kernels")
 
 ENVIRONMENT_VARIABLE = "MUON_KERNELS_BACKEND"
-NAMES = ("cuda", "reference")
+NAMES = ("cuda", "triton", "reference")
 """Every backend, in the order in which "auto" asks them."""
 
 OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "apply")

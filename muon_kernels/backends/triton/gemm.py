@@ -1,0 +1,211 @@
+"""What the two products share: a problem list as kernel arguments, and one tile's sum over k.
+
+A launch takes up to MAX_ENTRIES entries of a problem list, each a batch of equal matrices. Entries travel by value as
+tuples, so a captured CUDA graph holds them and nothing is uploaded; a program finds its entry by comparing its index
+with the entries' last tiles. Entries share a launch if they share a tile configuration and a memory layout: the
+configuration depends on an entry alone, so the neighbours change no bit, and the layout decides how wide loads are.
+
+Offsets are 64 bit. A tile's sum over k has one order, whatever the tile's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..configs import GemmConfig, gemm_config
+from .launch import ALIGNMENT, Launch, capability, processors, unspecialized
+
+MAX_ENTRIES = 8
+
+NARROW = GemmConfig(block_m=64, block_n=64, block_k=32, warps=8, stages=2, group=4)
+"""For operands that cannot be loaded 16 bytes at a time: with loads element by element, a larger tile spills."""
+
+_INTERPRETED_CAPABILITY, _INTERPRETED_PROCESSORS = 80, 108
+
+TileCount = Callable[[GemmConfig, int, int], int]
+"""Tiles of one m x n matrix."""
+
+
+def plan(
+    op: str,
+    kernel: triton.JITFunction,
+    tile_count: TileCount,
+    a: list[Tensor],
+    b: list[Tensor],
+    c: list[Tensor],
+    outs: list[Tensor],
+    factors: dict[str, float],
+) -> list[Launch]:
+    """The launches that compute a problem list; `kernel` takes the arguments that `_launch` builds, and `factors`."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, out in enumerate(outs):
+        if out.numel():
+            batch, m, n = out.shape
+            k = a[i].shape[2]
+            operands = (a[i], b[i], c[i], out) if c else (a[i], b[i], out)
+            layout = tuple(_layout(x) for x in operands)
+            wide = layout[0].wide and layout[1].wide
+            config = _config(op, batch, m, n, k, a[i].dtype, out.device) if wide else NARROW
+            groups.setdefault((config, k % config.block_k == 0, layout), []).append(i)
+    launches = []
+    for (config, even_k, _), members in groups.items():
+        for first in range(0, len(members), MAX_ENTRIES):
+            chosen = members[first : first + MAX_ENTRIES]
+            launches.append(_launch(kernel, tile_count, config, even_k, a, b, c, outs, chosen, factors))
+    return launches
+
+
+def _launch(
+    kernel: triton.JITFunction,
+    tile_count: TileCount,
+    config: GemmConfig,
+    even_k: bool,
+    a: list[Tensor],
+    b: list[Tensor],
+    c: list[Tensor],
+    outs: list[Tensor],
+    chosen: list[int],
+    factors: dict[str, float],
+) -> Launch:
+    sizes = []
+    end = 0
+    for i in chosen:
+        batch, m, n = outs[i].shape
+        end += batch * tile_count(config, m, n)
+        sizes.append((m, n, a[i].shape[2], unspecialized(end)))
+    if end >= 2**31:
+        raise ValueError(f"a launch may have fewer than 2^31 tiles, got {end}")
+    arguments = {
+        "a": tuple((a[i], *a[i].stride()) for i in chosen),
+        "b": tuple((b[i], *b[i].stride()) for i in chosen),
+        "c": tuple((c[i], *c[i].stride()) for i in chosen) if c else None,
+        "out": tuple((outs[i], *outs[i].stride()) for i in chosen),
+        "sizes": tuple(sizes),
+        **factors,
+        "ENTRIES": len(chosen),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP": config.group,
+        "EVEN_K": even_k,
+    }
+    return Launch(kernel, (end,), arguments, config.warps, config.stages)
+
+
+def _config(op: str, batch: int, m: int, n: int, k: int, dtype: torch.dtype, device: torch.device) -> GemmConfig:
+    if device.type == "cpu":
+        sm, units = _INTERPRETED_CAPABILITY, _INTERPRETED_PROCESSORS
+    else:
+        sm, units = capability(device), processors(device)
+    return gemm_config(op, batch, m, n, k, dtype.itemsize, sm, units)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What Triton specialises a kernel on, as far as it decides the width of loads and stores."""
+
+    unit: int | None
+    """The dimension whose stride is 1."""
+    aligned: bool
+    even: tuple[bool, bool]
+
+    @property
+    def wide(self) -> bool:
+        """Whether 16 bytes can be loaded at a time."""
+        return self.unit is not None and self.aligned and self.even[self.unit]
+
+
+def _layout(x: Tensor) -> Layout:
+    strides = x.stride()
+    unit = 1 if strides[2] == 1 else 0 if strides[1] == 1 else None
+    # Triton knows of an integer only whether 16 divides it.
+    aligned = x.data_ptr() % ALIGNMENT == 0 and all(s % 16 == 0 for s in strides if s != 1)
+    return Layout(unit, aligned, (x.shape[1] % 16 == 0, x.shape[2] % 16 == 0))
+
+
+@triton.jit
+def _pick(entries, FIELD: tl.constexpr, entry, ENTRIES: tl.constexpr):
+    """entries[entry][FIELD], for an entry that only the running program knows."""
+    value = entries[0][FIELD]
+    for i in tl.static_range(1, ENTRIES):
+        value = tl.where(entry == i, entries[i][FIELD], value)
+    return value
+
+
+@triton.jit
+def find_entry(sizes, ENTRIES: tl.constexpr):
+    """This program's entry, and its tile counted from that entry's first tile."""
+    program = tl.program_id(0)
+    entry = 0
+    first = 0
+    for i in tl.static_range(0, ENTRIES - 1):
+        end = (sizes[i][3] >> 1).to(tl.int32)
+        entry = tl.where(program >= end, i + 1, entry)
+        first = tl.where(program >= end, end, first)
+    return entry, program - first
+
+
+@triton.jit
+def pick_sizes(sizes, entry, ENTRIES: tl.constexpr):
+    """m, n, k of an entry."""
+    return _pick(sizes, 0, entry, ENTRIES), _pick(sizes, 1, entry, ENTRIES), _pick(sizes, 2, entry, ENTRIES)
+
+
+@triton.jit
+def pick_matrix(operand, entry, batch, ENTRIES: tl.constexpr):
+    """Address, row stride and column stride of matrix `batch` of an entry."""
+    start = _pick(operand, 0, entry, ENTRIES)
+    start += batch.to(tl.int64) * _pick(operand, 1, entry, ENTRIES)
+    return start, _pick(operand, 2, entry, ENTRIES), _pick(operand, 3, entry, ENTRIES)
+
+
+@triton.jit
+def pointers(start, row_stride, col_stride, rows, cols):
+    return start + rows.to(tl.int64)[:, None] * row_stride + cols.to(tl.int64)[None, :] * col_stride
+
+
+@triton.jit
+def product_tile(
+    a,
+    a_row,
+    a_col,
+    b,
+    b_row,
+    b_col,
+    rows,
+    cols,
+    m,
+    n,
+    k,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """Sum over k of a[rows, k] b[k, cols] in float32; what lies outside the matrices counts as zero."""
+    ks = tl.arange(0, BLOCK_K)
+    a_tile = pointers(a, a_row, a_col, rows, ks)
+    b_tile = pointers(b, b_row, b_col, ks, cols)
+    a_step = tl.cast(a_col, tl.int64) * BLOCK_K
+    b_step = tl.cast(b_row, tl.int64) * BLOCK_K
+    row_mask = (rows < m)[:, None]
+    col_mask = (cols < n)[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, k, BLOCK_K):
+        if EVEN_K:
+            left = tl.load(a_tile, row_mask, 0.0)
+            right = tl.load(b_tile, col_mask, 0.0)
+        else:
+            left = tl.load(a_tile, row_mask & (ks < k - start)[None, :], 0.0)
+            right = tl.load(b_tile, col_mask & (ks < k - start)[:, None], 0.0)
+        total = tl.dot(left, right, total, input_precision="ieee")
+        a_tile += a_step
+        b_tile += b_step
+    return total

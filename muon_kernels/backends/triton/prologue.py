@@ -1,0 +1,183 @@
+"""prologue: momentum, Nesterov, cast and sum of squares in one pass; a second kernel adds up the tiles' sums.
+
+Squares are added in float64 and in an order that depends on the matrix alone. Reads grad and momentum, writes momentum
+and out. A matrix of one tile needs no second kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .elementwise import TYPES, WARPS, pick_pointer, runs, tile_indices
+from .launch import Launch, run
+
+SUM_BLOCK = 1024
+"""Partial sums that the second kernel takes at a time."""
+
+
+def prologue(
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    outs: list[Tensor],
+    sumsq: Tensor,
+    *,
+    momentum: float,
+    nesterov: bool,
+    ema: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """See `muon_kernels.ops.prologue`. One launch, or two, for up to 64 consecutive tensors that look alike."""
+    launches = plan(
+        grads,
+        momenta,
+        outs,
+        sumsq,
+        momentum=momentum,
+        nesterov=nesterov,
+        ema=ema,
+        maximize=maximize,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )
+    run(launches, sumsq.device)
+    # Autograd does not see writes through addresses; a stale saved tensor must be an error in backward.
+    torch.autograd.graph.increment_version(momenta)
+
+
+def plan(
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    outs: list[Tensor],
+    sumsq: Tensor,
+    *,
+    momentum: float,
+    nesterov: bool,
+    ema: bool,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> list[Launch]:
+    """The launches of one call."""
+    if not sumsq.is_contiguous():
+        raise ValueError(f"sumsq must be contiguous, got stride {sumsq.stride()}")
+    launches = []
+    for part in runs("grads, momenta and outs", (grads, momenta, outs)):
+        one_tile = part.tiles == 1
+        partials = sumsq if one_tile else torch.empty(part.count, part.tiles, dtype=torch.float64, device=sumsq.device)
+        tile_rows, tile_cols = part.tile
+        arguments = {
+            "grads": part.addresses[0],
+            "momenta": part.addresses[1],
+            "outs": part.addresses[2],
+            "partials": partials,
+            "first": part.first if one_tile else 0,
+            "rows": part.rows,
+            "cols": part.cols,
+            "strides": part.strides,
+            "momentum": float(momentum),
+            "one_minus_momentum": float(1 - momentum),
+            "grad_scale": grad_scale,
+            "found_inf": found_inf,
+            "NESTEROV": nesterov,
+            "EMA": ema,
+            "MAXIMIZE": maximize,
+            "COUNT": len(part.addresses[0]),
+            "GRAD": TYPES[grads[0].dtype],
+            "MOMENTUM": TYPES[momenta[0].dtype],
+            "OUT": TYPES[outs[0].dtype],
+            "ALIGNED": part.aligned,
+            "TILE_ROWS": tile_rows,
+            "TILE_COLS": tile_cols,
+        }
+        if part.tiles:
+            launches.append(Launch(prologue_kernel, (part.tiles, part.count), arguments, WARPS))
+        if not one_tile:
+            arguments = {
+                "partials": partials,
+                "sumsq": sumsq,
+                "first": part.first,
+                "tiles": part.tiles,
+                "BLOCK": SUM_BLOCK,
+            }
+            launches.append(Launch(prologue_sum_kernel, (part.count,), arguments, warps=4))
+    return launches
+
+
+@triton.jit(do_not_specialize=["first"])
+def prologue_kernel(
+    grads,
+    momenta,
+    outs,
+    partials,
+    first,
+    rows,
+    cols,
+    strides,
+    momentum,
+    one_minus_momentum,
+    grad_scale,
+    found_inf,
+    NESTEROV: tl.constexpr,
+    EMA: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    COUNT: tl.constexpr,
+    GRAD: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    OUT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLS: tl.constexpr,
+):
+    """Program (tile, entry); its sum of squares goes to partials[first + entry, tile]."""
+    tile = tl.program_id(0)
+    entry = tl.program_id(1)
+    row, col, mask = tile_indices(tile, rows, cols, TILE_ROWS, TILE_COLS)
+    grad_at = pick_pointer(grads, entry, COUNT, GRAD, ALIGNED) + row * strides[0][0] + col * strides[0][1]
+    buffer_at = pick_pointer(momenta, entry, COUNT, MOMENTUM, ALIGNED) + row * strides[1][0] + col * strides[1][1]
+    out_at = pick_pointer(outs, entry, COUNT, OUT, ALIGNED) + row * strides[2][0] + col * strides[2][1]
+
+    g = tl.load(grad_at, mask, 0.0).to(tl.float32)
+    old = tl.load(buffer_at, mask, 0.0)
+    if grad_scale is not None:
+        g = tl.div_rn(g, tl.load(grad_scale).to(tl.float32))
+    if MAXIMIZE:
+        g = -g
+    m = old.to(tl.float32)
+    m = _lerp(m, g, one_minus_momentum) if EMA else g + momentum * m
+    new = m.to(MOMENTUM)
+    if found_inf is not None:
+        new = tl.where(tl.load(found_inf) != 0, old, new)
+    tl.store(buffer_at, new, mask)
+    m = new.to(tl.float32)
+    if NESTEROV:
+        m = _lerp(g, m, momentum) if EMA else g + momentum * m
+    if found_inf is not None:
+        m = tl.where(tl.load(found_inf) != 0, 0.0, m)
+    out = m.to(OUT)
+    tl.store(out_at, out, mask)
+
+    square = tl.where(mask, out.to(tl.float64), 0.0)
+    total = tl.sum(tl.sum(square * square, axis=1), axis=0)
+    tl.store(partials + (first + entry).to(tl.int64) * tl.num_programs(0) + tile, total)
+
+
+@triton.jit(do_not_specialize=["first", "tiles"])
+def prologue_sum_kernel(partials, sumsq, first, tiles, BLOCK: tl.constexpr):
+    """Program i: sumsq[first + i] <- the sum of partials[i, :tiles]."""
+    entry = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, tiles, BLOCK):
+        tile = start + tl.arange(0, BLOCK)
+        total += tl.load(partials + entry * tiles + tile, tile < tiles, 0.0)
+    tl.store(sumsq + first + entry, tl.sum(total, axis=0))
+
+
+@triton.jit
+def _lerp(start, end, weight):
+    """As torch.lerp rounds it: from the nearer end."""
+    return tl.where(weight < 0.5, start + weight * (end - start), end - (end - start) * (1.0 - weight))

@@ -1,0 +1,155 @@
+"""Compiles the Triton kernels for cards that are not there, and reads what the assembler says about them.
+
+`python tests/compile_triton.py [sm ...]` compiles every kernel with every configuration that configs.json knows, prints
+shared memory, registers and spills, and fails if a kernel does not fit.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.runtime import driver
+
+from muon_kernels.backends import configs
+from muon_kernels.backends.configs import GemmConfig
+from muon_kernels.backends.triton import apply, gemm, gemm_add, normalize, prologue, symm_gemm
+from muon_kernels.backends.triton.launch import Launch
+
+ALLOWED_SPILL = 64
+"""Bytes. On sm100 symm_gemm with a summand spills 32 outside its loop, where a whole tile is in registers."""
+
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+
+
+class _Card:
+    """As much of a Triton driver as compiling takes."""
+
+    def __init__(self, sm: int) -> None:
+        self._sm = sm
+
+    def get_current_device(self) -> int:
+        return self._sm
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._sm, 32)
+
+
+@contextmanager
+def target(sm: int) -> Iterator[None]:
+    """Within the block Triton compiles for compute capability `sm`."""
+    # driver.reset_active() would look for a card.
+    with mock.patch.object(driver, "_active", _Card(sm)):
+        yield
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one program takes of a multiprocessor."""
+
+    shared: int
+    registers: int
+    spilled: int
+
+    def fits(self, sm: int) -> bool:
+        return self.shared <= configs.shared_memory_limit(sm) and self.spilled <= ALLOWED_SPILL
+
+
+def resources(compiled: Any, sm: int) -> Resources:
+    """Assembles a compiled kernel's PTX for `sm`."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(compiled.asm["ptx"])
+        command = [get_ptxas(sm).path, "-v", f"--gpu-name={sm_arch_from_capability(sm)}", str(source)]
+        done = subprocess.run([*command, "-o", str(source) + ".o"], capture_output=True, text=True, check=True)
+    (registers,) = re.findall(r"Used (\d+) registers", done.stderr)
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", done.stderr)))
+    return Resources(compiled.metadata.shared, int(registers), spilled)
+
+
+def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
+    """What the chains launch: X X^T, a polynomial in it, and a product with X, for wide and for transposed X."""
+    with mock.patch.object(gemm, "_config", lambda *args: config):
+        for x in (torch.empty(2, 256, 1024, dtype=dtype), torch.empty(2, 1024, 256, dtype=dtype).mT):
+            gram = torch.empty(2, 256, 256, dtype=dtype)
+            yield from symm_gemm.plan([x], [x.mT], [], [gram], alpha=1.0, beta=0.0, delta=0.0)
+            yield from symm_gemm.plan([gram], [gram], [gram], [gram], alpha=2.0, beta=0.5, delta=0.0)
+            yield from gemm_add.plan([gram], [x], [x], [x], alpha=2.0, beta=0.5)
+
+
+def mixed_products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
+    """A list of as many entries as one launch takes, with extents that no load can be wide for."""
+    with mock.patch.object(gemm, "_config", lambda *args: config):
+        xs = [torch.empty(2, 33 + 2 * i, 71, dtype=dtype) for i in range(gemm.MAX_ENTRIES)]
+        grams = [torch.empty(2, x.shape[1], x.shape[1], dtype=dtype) for x in xs]
+        yield from symm_gemm.plan(xs, [x.mT for x in xs], grams, grams, alpha=1.0, beta=0.0, delta=0.0)
+        yield from gemm_add.plan(grams, xs, xs, xs, alpha=1.0, beta=0.0)
+
+
+def elementwise(dtype: torch.dtype, count: int = 64) -> Iterator[Launch]:
+    """Prologue, normalisation and apply as one optimizer step launches them."""
+    tensors = [torch.empty(256, 1024, dtype=dtype) for _ in range(count)]
+    outs = [torch.empty(256, 1024, dtype=torch.bfloat16) for _ in range(count)]
+    sumsq = torch.empty(count, dtype=torch.float64)
+    scalar = torch.empty(1)
+    options = {"momentum": 0.9, "nesterov": True, "ema": True, "maximize": False}
+    yield from prologue.plan(tensors, tensors, outs, sumsq, **options, grad_scale=scalar, found_inf=scalar)
+    batch = torch.empty(count, 256, 1024, dtype=torch.bfloat16)
+    yield from normalize.plan([batch], sumsq, [batch.half()], eps=0.0, safety_factor=1.0)
+    scales = [1.0] * count
+    yield from apply.plan(tensors, outs, lr=scalar, weight_decay=0.1, scales=scales, found_inf=scalar)
+    # As if the learning rate were on the device.
+    with mock.patch.object(torch.Tensor, "is_cpu", False):
+        yield from apply.plan(tensors, outs, lr=scalar, weight_decay=0.1, scales=scales, found_inf=scalar)
+
+
+def every_launch(sm: int) -> Iterator[Launch]:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for op in ("symm_gemm", "gemm_add"):
+            for candidate in configs.candidates(op, dtype.itemsize, sm):
+                for launch in (*products(candidate.config, dtype), *mixed_products(candidate.config, dtype)):
+                    if launch.kernel.__name__.startswith(op):
+                        yield launch
+        yield from elementwise(dtype)
+
+
+def main(capabilities: list[int]) -> int:
+    faults = 0
+    print(f"triton {triton.__version__}")
+    for sm in capabilities:
+        with target(sm):
+            seen = set()
+            for launch in every_launch(sm):
+                compiled = launch.compile()
+                if compiled.hash in seen:
+                    continue
+                seen.add(compiled.hash)
+                found = resources(compiled, sm)
+                faults += not found.fits(sm)
+                tile = "x".join(str(launch.arguments[k]) for k in launch.arguments if k.startswith(("BLOCK", "TILE")))
+                print(
+                    f"sm{sm} {launch.kernel.__name__:<20} {tile:<12} {launch.warps} warps {launch.stages} stages "
+                    f"{found.shared:>7} B {found.registers:>4} registers"
+                    f"{'' if found.fits(sm) else f'  DOES NOT FIT, {found.spilled} bytes spilled'}",
+                    flush=True,
+                )
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(arg) for arg in sys.argv[1:]] or list(CAPABILITIES)))

@@ -1,0 +1,46 @@
+"""The Triton kernels compile for every architecture, within its shared memory and registers; no GPU is needed.
+
+Here one configuration of each op and card; `python tests/compile_triton.py` does all of them.
+"""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from compile_triton import CAPABILITIES, elementwise, products, resources, target
+
+from muon_kernels.backends import configs
+
+
+@pytest.mark.parametrize("sm", CAPABILITIES)
+@pytest.mark.parametrize("op", ["symm_gemm", "gemm_add"])
+def test_products_fit(op, sm):
+    with target(sm):
+        config = configs.candidates(op, 2, sm)[0].config
+        for launch in products(config, torch.float16):
+            if launch.kernel.__name__.startswith(op):
+                compiled = launch.compile()
+                assert resources(compiled, sm).fits(sm)
+                assert tensor_core_instruction(sm) in compiled.asm["ptx"]
+                # Operands are fetched ahead, 16 bytes a thread; results are stored 16 bytes a thread.
+                assert "cp.async.cg.shared.global" in compiled.asm["ptx"]
+                assert "st.global.v4.b32" in compiled.asm["ptx"]
+
+
+def tensor_core_instruction(sm):
+    return {90: "wgmma.mma_async", 100: "tcgen05.mma"}.get(sm, "mma.sync.aligned")
+
+
+@pytest.mark.parametrize("sm", CAPABILITIES)
+def test_elementwise_kernels_fit(sm):
+    with target(sm):
+        for launch in elementwise(torch.float32, count=8):
+            compiled = launch.compile()
+            assert resources(compiled, sm).fits(sm)
+            if launch.kernel.__name__ in ("prologue_kernel", "apply_kernel"):
+                assert "ld.global.v4.b32" in compiled.asm["ptx"]

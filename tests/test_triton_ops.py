@@ -1,0 +1,313 @@
+"""Every op on the Triton backend: on the GPU, or in Triton's interpreter on the CPU (see test_triton_interpreter.py).
+
+float16 and float32 in both; bfloat16 on the GPU alone, because the interpreter multiplies bfloat16 bit patterns.
+"""
+
+import os
+
+import pytest
+import torch
+from cases import SHAPES, general_products, in_layout, symmetric_products, tensor_list
+
+from muon_kernels import ops, use_backend
+from muon_kernels.testing import assert_error_ratio, poison
+
+pytest.importorskip("triton")
+
+from muon_kernels.backends.configs import GemmConfig
+from muon_kernels.backends.triton import gemm, launch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float16, torch.float32] if INTERPRETED else [torch.float16, torch.bfloat16, torch.float32]
+FLOOR = {torch.float16: 1e-4, torch.bfloat16: 1e-3, torch.float32: 1e-6}
+"""A tenth of the dtype's unit roundoff, for float32 ten: sums may be taken in another order than torch's."""
+
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+
+SQUARE = GemmConfig(block_m=64, block_n=64, block_k=32, warps=4, stages=2, group=2)
+WIDE = GemmConfig(block_m=16, block_n=64, block_k=16, warps=4, stages=2, group=4)
+LONG_STEP = GemmConfig(block_m=128, block_n=128, block_k=64, warps=8, stages=2, group=1)
+CONFIGS = [None, SQUARE, WIDE, LONG_STEP]
+
+
+@pytest.fixture(autouse=True)
+def on_triton_backend():
+    with use_backend("triton"):
+        yield
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda c: "chosen" if c is None else f"{c.block_m}x{c.block_n}")
+def config(request, monkeypatch):
+    """The configuration that the shape asks for, or one that is forced on all shapes."""
+    if request.param is not None:
+        monkeypatch.setattr(gemm, "_config", lambda *args: request.param)
+        monkeypatch.setattr(gemm, "NARROW", request.param)
+
+
+def by_reference(function, p, **factors):
+    """What plain torch makes of the same problem list."""
+    outs = [torch.empty_like(out) for out in p.outs]
+    with use_backend("reference"):
+        function(p.a, p.b, p.c, outs, **factors)
+    return outs
+
+
+def check_products(p, plain, alpha, beta=0.0, delta=0.0):
+    for i, out in enumerate(p.outs):
+        expected = alpha * p.a[i].double() @ p.b[i].double()
+        if p.c:
+            expected += beta * p.c[i].double()
+        expected += delta * torch.eye(*out.shape[1:], dtype=torch.float64, device=out.device)
+        assert_error_ratio(out, plain[i], expected, floor=FLOOR[out.dtype])
+
+
+@pytest.mark.parametrize("with_c", [True, False], ids=["c", "no c"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_symm_gemm(dtype, with_c, config):
+    p = symmetric_products(dtype, DEVICE, with_c=with_c)
+    factors = {"alpha": -1.5, "beta": 0.5, "delta": 0.25}
+    plain = by_reference(ops.symm_gemm, p, **factors)
+    poison(*p.outs)
+    ops.symm_gemm(p.a, p.b, p.c, p.outs, **factors)
+    check_products(p, plain, **factors)
+    assert all(torch.equal(out, out.mT) for out in p.outs)
+
+
+@pytest.mark.parametrize("with_c", [True, False], ids=["c", "no c"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemm_add(dtype, with_c, config):
+    p = general_products(dtype, DEVICE, with_c=with_c)
+    factors = {"alpha": -1.5, "beta": 0.5}
+    plain = by_reference(ops.gemm_add, p, **factors)
+    poison(*p.outs)
+    ops.gemm_add(p.a, p.b, p.c, p.outs, **factors)
+    check_products(p, plain, **factors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_symm_gemm_of_a_product_that_is_symmetric_up_to_rounding(dtype, config):
+    """Q Z of two polynomials in one matrix: the stored result is bitwise symmetric whatever the operands' bits are."""
+    x = torch.randn(2, 130, 160, device=DEVICE) / 160**0.5
+    r = (x @ x.mT).to(dtype)
+    z = (r.double() @ r.double()).to(dtype) + r
+    out = torch.full_like(r, torch.nan)
+    ops.symm_gemm([r], [z], [r], [out], alpha=1.0, beta=2.0)
+    assert torch.equal(out, out.mT)
+    expected = r.double() @ z.double() + 2 * r.double()
+    assert_error_ratio(out, expected.to(dtype), expected, floor=2e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.parametrize("op", ["symm_gemm", "gemm_add"])
+def test_more_entries_than_one_launch_takes(op):
+    """And each matrix has the bits that it has alone."""
+    count = 2 * gemm.MAX_ENTRIES + 3
+    xs = [torch.randn(1 + i % 2, 16 * (1 + i % 3), 48, device=DEVICE).half() for i in range(count)]
+    ys = [x.mT for x in xs]
+    outs = [torch.full((x.shape[0], x.shape[1], x.shape[1]), torch.nan, device=DEVICE).half() for x in xs]
+    function = getattr(ops, op)
+    function(xs, ys, [], outs)
+    for x, y, out in zip(xs, ys, outs, strict=True):
+        for i in range(x.shape[0]):
+            alone = torch.full_like(out[:1], torch.nan)
+            function([x[i : i + 1]], [y[i : i + 1]], [], [alone])
+            assert torch.equal(alone[0], out[i])
+
+
+def test_products_without_terms():
+    """k = 0 leaves beta c + delta I; empty results are nobody's business."""
+    a, b = torch.empty(2, 5, 0, device=DEVICE), torch.empty(2, 0, 5, device=DEVICE)
+    c = torch.ones(2, 5, 5, device=DEVICE)
+    out = torch.full_like(c, torch.nan)
+    ops.symm_gemm([a], [b], [c], [out], beta=2.0, delta=1.0)
+    assert torch.equal(out, 2 * c + torch.eye(5, device=DEVICE))
+    ops.gemm_add([a[:, :0]], [b], [], [out[:, :0]])
+
+
+def test_non_finite_entries_stay_in_their_matrix():
+    x = torch.randn(3, 40, 40, device=DEVICE).half()
+    x[1, 3, 5] = torch.nan
+    out = torch.zeros_like(x)
+    ops.symm_gemm([x], [x.mT], [], [out])
+    assert out[1, 3].isnan().all() and out[[0, 2]].isfinite().all()
+
+
+def prologue_call(grad, momentum, out):
+    lists = [tensor_list(dtype, DEVICE) for dtype in (grad, momentum, out)]
+    sumsq = torch.empty(len(lists[0]), dtype=torch.float64, device=DEVICE)
+    poison(*lists[2], sumsq)
+    return *lists, sumsq
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"nesterov": False},
+    {"ema": False, "maximize": True},
+    {"ema": False, "nesterov": False, "momentum": 0.3},
+    {"grad_scale": 3.0, "momentum": 0.0},
+    {"grad_scale": 1024.0, "found_inf": 0.0},
+], ids=lambda o: "-".join(o) or "default")  # fmt: skip
+@pytest.mark.parametrize("dtypes", [
+    (torch.float32, torch.float32, torch.float16),
+    (torch.float16, torch.float32, torch.float32),
+    *([] if INTERPRETED else [(torch.bfloat16,) * 3]),
+], ids=lambda d: "-".join(str(t)[6:] for t in d))  # fmt: skip
+def test_prologue(dtypes, options):
+    options = {"momentum": 0.95} | {
+        key: torch.tensor([value], device=DEVICE) if key in ("grad_scale", "found_inf") else value
+        for key, value in options.items()
+    }
+    grads, momenta, outs, sumsq = prologue_call(*dtypes)
+    before = [(g.clone(), m.double()) for g, m in zip(grads, momenta, strict=True)]
+    ops.prologue(grads, momenta, outs, sumsq, **options)
+    beta = options["momentum"]
+    weight = 1 - beta if options.get("ema", True) else 1
+    for i, (grad, old) in enumerate(before):
+        assert torch.equal(grads[i], grad)
+        g = grad.double() / options.get("grad_scale", 1.0)
+        g = -g if options.get("maximize") else g
+        assert_rounded_once(momenta[i], beta * old + weight * g)
+        m = momenta[i].double()
+        assert_rounded_once(outs[i], beta * m + weight * g if options.get("nesterov", True) else m)
+        torch.testing.assert_close(sumsq[i], outs[i].double().square().sum(), rtol=1e-12, atol=0)
+
+
+def assert_rounded_once(actual, expected):
+    """Up to a few operations in float32 on numbers of the size of one."""
+    torch.testing.assert_close(actual.double(), expected, rtol=0.51 * torch.finfo(actual.dtype).eps, atol=2e-6)
+
+
+def test_prologue_found_inf_keeps_the_momentum():
+    grads, momenta, outs, sumsq = prologue_call(torch.float32, torch.float32, torch.float16)
+    grads[3].fill_(torch.inf)
+    before = [m.clone() for m in momenta]
+    ops.prologue(grads, momenta, outs, sumsq, momentum=0.9, found_inf=torch.ones(1, device=DEVICE))
+    assert all(torch.equal(m, b) for m, b in zip(momenta, before, strict=True))
+    assert not any(out.any() for out in outs) and not sumsq.any()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_prologue_sum_of_squares_has_float64_range(size):
+    grad = torch.full((100, 100), size, device=DEVICE)
+    sumsq = torch.zeros(1, dtype=torch.float64, device=DEVICE)
+    ops.prologue([grad], [torch.zeros_like(grad)], [torch.empty_like(grad)], sumsq, momentum=0.0, nesterov=False)
+    assert sumsq.item() == pytest.approx(1e4 * size * size, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 70, 130])
+def test_runs_of_like_tensors(count):
+    """More tensors than one launch takes, between tensors that look different, and small and large ones."""
+    shapes = [(5, 8)] * count + [(8, 5)] + [(5, 8)] * 3 + [(3, 9000)] * 2
+    grads = [torch.randn(s, device=DEVICE) for s in shapes]
+    momenta = [torch.randn(s, device=DEVICE) for s in shapes]
+    outs = [torch.full(s, torch.nan, device=DEVICE) for s in shapes]
+    sumsq = torch.full((len(shapes),), torch.nan, dtype=torch.float64, device=DEVICE)
+    expected = [0.5 * m + 0.5 * g for g, m in zip(grads, momenta, strict=True)]
+    ops.prologue(grads, momenta, outs, sumsq, momentum=0.5, nesterov=False)
+    torch.testing.assert_close(outs, expected)
+    torch.testing.assert_close(sumsq, torch.stack([o.double().square().sum() for o in outs]), rtol=1e-12, atol=0)
+    before = [m.clone() for m in momenta]
+    scales = [1.0 + i % 2 for i in range(len(shapes))]
+    ops.apply(momenta, outs, lr=0.5, weight_decay=0.0, scales=scales)
+    torch.testing.assert_close(momenta, [b - 0.5 * s * o for b, s, o in zip(before, scales, outs, strict=True)])
+
+
+def test_elementwise_ops_write_nothing_beside_the_tensors():
+    base = torch.full((40, 24), 3.0, device=DEVICE)
+    view = base[:, :17]
+    grads = [torch.randn(40, 17, device=DEVICE)]
+    sumsq = torch.empty(1, dtype=torch.float64, device=DEVICE)
+    ops.prologue(grads, grads, [view], sumsq, momentum=0.9)
+    ops.apply([view], grads, lr=0.1, scales=[1.0])
+    assert (base[:, 17:] == 3.0).all() and not (view == 3.0).any()
+
+
+def test_strides_that_are_no_matrix_are_refused():
+    tensor = torch.randn(4, 6, 8, device=DEVICE)[:, :5, :7]
+    with pytest.raises(ValueError, match=r"params and updates at index 0 must merge into at most two dimensions"):
+        ops.apply([tensor], [tensor.clone()], lr=0.1, scales=[1.0])
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor([0.1])], ids=str)
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_apply(dtype, lr, on_device, monkeypatch):
+    if on_device and isinstance(lr, float):
+        pytest.skip("a float is on the host")
+    params = tensor_list(dtype, DEVICE)
+    updates = [torch.randn_like(p).to(torch.float16) for p in params]
+    scales = [0.5 + i % 4 for i in range(len(params))]
+    before = [p.to(torch.float64, copy=True) for p in params]
+    if on_device:
+        lr = lr.to(DEVICE)
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    ops.apply(params, updates, lr=lr, weight_decay=0.5, scales=scales)
+    for param, old, update, scale in zip(params, before, updates, scales, strict=True):
+        assert_rounded_once(param, old * (1 - 0.1 * 0.5) - 0.1 * scale * update.double())
+
+
+def test_apply_found_inf_changes_nothing():
+    params = tensor_list(torch.float32, DEVICE)
+    before = [p.clone() for p in params]
+    updates = [torch.full_like(p, torch.nan) for p in params]
+    found = torch.ones(1, device=DEVICE)
+    ops.apply(params, updates, lr=1.0, weight_decay=0.1, scales=[1.0] * len(params), found_inf=found)
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    updates = [torch.ones_like(p) for p in params]
+    ops.apply(params, updates, lr=1.0, scales=[1.0] * len(params), found_inf=found - 1)
+    assert all(torch.equal(p, b - 1) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("op", ["prologue", "apply"])
+def test_autograd_counts_the_writes(op):
+    p, q = torch.randn(4, 4, device=DEVICE), torch.randn(4, 4, device=DEVICE)
+    version = p._version
+    if op == "apply":
+        ops.apply([p], [q], lr=0.1, scales=[1.0])
+    else:
+        ops.prologue([q], [p], [q.clone()], torch.empty(1, dtype=torch.float64, device=DEVICE), momentum=0.9)
+    assert p._version > version
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normalize(dtype, out_dtype):
+    xs = [
+        in_layout(torch.randn(1 + i % 3, *shape, device=DEVICE).to(dtype), layout)
+        for i, shape in enumerate([*SHAPES, (3, 9000)])
+        for layout in ("contiguous", "padded", "transposed")
+    ]
+    sumsq = torch.cat([x.double().square().sum((1, 2)) for x in xs])
+    outs = [torch.full(x.shape, torch.nan, device=DEVICE, dtype=out_dtype) for x in xs]
+    ops.normalize(xs, sumsq, outs, eps=1e-7, safety_factor=2.0)
+    first = 0
+    for x, out in zip(xs, outs, strict=True):
+        norms = 2.0 * sumsq[first : first + x.shape[0], None, None].sqrt()
+        first += x.shape[0]
+        epsilon = torch.finfo(out_dtype).eps
+        torch.testing.assert_close(out.double(), x.double() / norms, rtol=0.51 * epsilon + 2e-7, atol=4e-8)
+
+
+def test_normalize_edges():
+    x = torch.ones(4, 2, 2, device=DEVICE)
+    sumsq = torch.tensor([0.0, 4.0, torch.inf, torch.nan], dtype=torch.float64, device=DEVICE)
+    out = torch.empty_like(x)
+    ops.normalize([x], sumsq, [out], eps=0.0)
+    assert out[0].eq(0).all() and out[1].eq(0.5).all() and out[2:].isnan().all()
+    ops.normalize([x], sumsq, [out], eps=8.0)
+    assert out[0].eq(0).all() and out[1].eq(0.125).all() and out[2:].isnan().all()
+
+
+def test_a_plan_has_one_launch_for_what_looks_alike():
+    shapes = [(48, 64, 64), (12, 128, 64), (12, 64, 128)]
+    xs = [torch.empty(s, dtype=torch.float16, device=DEVICE) for s in shapes]
+    outs = [torch.empty(s[0], s[1], s[1], dtype=torch.float16, device=DEVICE) for s in shapes]
+    config = GemmConfig(64, 64, 32, 4, 2, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemm, "_config", lambda *args: config)
+        factors = {"alpha": 1.0, "beta": 0.0}
+        from muon_kernels.backends.triton import gemm_add
+
+        launches = gemm_add.plan(xs, [x.mT for x in xs], [], outs, **factors)
+    assert [part.arguments["ENTRIES"] for part in launches] == [3]
+    assert isinstance(launches[0], launch.Launch)
