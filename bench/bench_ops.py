@@ -15,9 +15,10 @@ from .cells import OPS, SMOKE_OPS, OpCell
 from .floors import op_cost
 from .gate import FACTOR, GateRefused
 from .lab import Lab, Mode
+from .measure import measure_calls, measure_graph
 from .op_kinds import KINDS, NARROW, WIDE, OpKind, Tensors
 from .peers import Provider
-from .timing import capture, cold_copies, seconds_of
+from .timing import capture, cold_copies
 
 FLOOR = 1e-3
 PROVIDERS = [
@@ -62,14 +63,9 @@ def _measure(benchmark: Any, lab: Lab, cell: OpCell, provider: Provider, mode: M
     )
     if mode == "graph":
         graph, _ = capture(run, inputs)
-        lab.clock.calls = len(inputs)
-        rounds = lab.rounds(seconds_of(lab.device, graph.replay))
-        benchmark.pedantic(graph.replay, rounds=rounds, warmup_rounds=2)
+        measure_graph(benchmark, lab, graph, len(inputs))
     else:
-        lab.clock.calls = 1
-        rounds = lab.rounds(seconds_of(lab.device, lambda: run(inputs[-1])))
-        turn = iter(range(rounds + 2))
-        benchmark.pedantic(run, setup=lambda: ((inputs[next(turn) % len(inputs)],), {}), rounds=rounds, warmup_rounds=2)
+        measure_calls(benchmark, lab, run, inputs)
 
 
 def check(kind: OpKind, run: Callable[[Tensors], object], inputs: Tensors, *, symmetric: bool) -> dict[str, float]:

@@ -13,6 +13,7 @@ from .cells import ORTHOGONALIZE, SMOKE_ORTHOGONALIZE, MatrixCell
 from .floors import dense_flops, matrix_bytes, minimal_flops
 from .gate import Judge
 from .lab import Lab, Mode
+from .measure import measure_calls, measure_graph
 from .peers import ORTHOGONALIZERS, Orthogonalizer
 from .timing import capture, cold_copies, random_normal, seconds_of
 
@@ -68,16 +69,9 @@ def _measure(benchmark: Any, lab: Lab, cell: MatrixCell, provider: Orthogonalize
         accuracy=accuracy.as_info(),
     )
     if mode == "graph":
-        lab.clock.calls = len(inputs)
-        rounds = lab.rounds(seconds_of(lab.device, graph.replay))
-        benchmark.pedantic(graph.replay, rounds=rounds, warmup_rounds=2)
+        measure_graph(benchmark, lab, graph, len(inputs))
     else:
-        lab.clock.calls = 1
-        rounds = lab.rounds(seconds_of(lab.device, lambda: call(inputs[-1])))
-        turn = iter(range(rounds + 2))
-        benchmark.pedantic(
-            call, setup=lambda: ((inputs[next(turn) % len(inputs)],), {}), rounds=rounds, warmup_rounds=2
-        )
+        measure_calls(benchmark, lab, call, inputs)
 
 
 def _inputs(lab: Lab, cell: MatrixCell) -> tuple[list[Tensor], Judge]:

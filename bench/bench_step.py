@@ -16,6 +16,7 @@ from .cells import SMOKE_STEP, STEP, StepCell
 from .floors import step_bytes, step_flops
 from .gate import Accuracy, Judge
 from .lab import Lab, Mode
+from .measure import measure_calls, measure_graph
 from .peers import STEPPERS, Stepper
 from .peers.base import LR
 from .timing import capture, random_normal, seconds_of, synchronize
@@ -120,13 +121,12 @@ class Subject:
 
 
 def _measure(benchmark: Any, lab: Lab, cell: StepCell, subject: Subject, mode: Mode) -> None:
-    provider, run, accuracy = subject.provider, subject.step, subject.accuracy
+    provider, accuracy = subject.provider, subject.accuracy
     extra, host = (subject.extra_bytes(), subject.enqueue()) if mode == "call" else (None, None)
     if mode == "graph":
         graph, _ = capture(lambda _: subject.step(), [None])
-        run = graph.replay
-        accuracy = subject.check(run)
-        subject.settle(run)
+        accuracy = subject.check(graph.replay)
+        subject.settle(graph.replay)
     minimal, dense = step_flops(cell.counts)
     size = step_bytes(cell.counts, cell.dtype.itemsize)
     benchmark.group = f"step {cell}"
@@ -145,5 +145,7 @@ def _measure(benchmark: Any, lab: Lab, cell: StepCell, subject: Subject, mode: M
         extra_bytes=extra,
         accuracy=accuracy.as_info(),
     )
-    lab.clock.calls = 1
-    benchmark.pedantic(run, rounds=lab.rounds(seconds_of(lab.device, run)), warmup_rounds=2)
+    if mode == "graph":
+        measure_graph(benchmark, lab, graph, 1)
+    else:
+        measure_calls(benchmark, lab, lambda _: subject.step(), [None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -44,6 +45,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in wanted:
         item.add_marker(pytest.mark.benchmark(timer=lab.clock.read, disable_gc=True, warmup=False))
     items[:] = wanted
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Shows each number at once: the file is written at the end, which a crash or a killed run never reaches."""
+    result = yield
+    news, reporter = item.config.stash[_LAB].news, item.config.pluginmanager.get_plugin("terminalreporter")
+    for line in news:
+        assert reporter is not None
+        reporter.write_line(line)
+    news.clear()
+    return result
 
 
 def _is_wanted(config: pytest.Config, item: pytest.Function) -> bool:

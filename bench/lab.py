@@ -52,6 +52,7 @@ class Lab:
         self.budget = budget
         self.clock = DeviceClock(device)
         self.missing: list[NoNumber] = []
+        self.news: list[str] = []  # a line for each number, refusal and failure, until it is shown
         self.lost: str | None = None
         self._start = time.monotonic()
         self._kept: dict[str, tuple[Any, Any]] = {}
@@ -94,6 +95,8 @@ class Lab:
 
         def record(status: Status, reason: str) -> None:
             self.missing.append(NoNumber(bench, str(cell), provider, mode, status, reason))
+            if status in ("failed", "refused"):
+                self.news.append(f"{bench} {cell}  {provider} ({mode})  {status}: {reason}")
 
         if self.lost or (self.budget is not None and self.elapsed > self.budget):
             reason = self.lost or f"time budget of {self.budget:.0f} s spent"
