@@ -55,7 +55,7 @@ def speedup(run: Run, bench: str) -> Figure:
                     j + (i - (len(names) - 1) / 2) * width, ratio - 1, width, bottom=1, color=colour, hatch=hatch,
                     edgecolor="white", linewidth=0.5, label=name if j == _first(run, bench, cells, name) else None,
                 )  # fmt: skip
-                axes.bar_label(bar, [f"{ratio:.3g}"], fontsize=6, padding=1)
+                axes.bar_label(bar, [f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}"], fontsize=6, padding=1)
     axes.axhline(1, color="black", linewidth=1)
     axes.set_yscale("log")
     axes.set_xticks(range(len(cells)), cells, rotation=30, ha="right")
