@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: extras := examples
 demo: .venv
@@ -21,6 +21,14 @@ lint: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: extras := bench
+bench: .venv
+	$(install)
+	mkdir -p results/local
+	$(BIN)/python -m pytest -q bench/bench_orthogonalize.py bench/bench_step.py bench/bench_ops.py --budget 540 \
+		--benchmark-quiet --benchmark-json=results/local/bench.json
+	$(BIN)/python -m bench.report results/local/bench.json --out results/local
 
 clean:
 	rm -rf .venv build dist *.egg-info
