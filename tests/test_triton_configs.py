@@ -36,6 +36,12 @@ def test_few_small_matrices_get_small_tiles_and_large_ones_large_tiles(op, sm):
     assert area(1, 256) <= area(64, 1024)
 
 
+def test_small_symmetric_products_start_no_program_in_vain():
+    small = configs.gemm_config("symm_gemm", 48, 768, 768, 768, 2, 90, 132)
+    assert small.group == small.block_n // small.block_m
+    assert configs.gemm_config("symm_gemm", 1, 8192, 8192, 8192, 2, 90, 132).group == 8
+
+
 def test_cards_that_were_not_measured_take_the_next_older_ones():
     assert configs.candidates("gemm_add", 2, 103) == configs.candidates("gemm_add", 2, 100)
     assert configs.candidates("gemm_add", 2, 87) == configs.candidates("gemm_add", 2, 86)

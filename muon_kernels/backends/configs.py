@@ -9,7 +9,7 @@ its multiprocessor for itself and for a full wave. The choice is the candidate w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
@@ -69,7 +69,11 @@ def gemm_config(op: str, batch: int, m: int, n: int, k: int, itemsize: int, sm: 
             tiles = (tiles + -(-m // config.block_m)) // 2
         return candidate.cost(batch * tiles, k, processors)
 
-    return min(candidates(op, itemsize, sm), key=cost).config
+    config = min(candidates(op, itemsize, sm), key=cost).config
+    if op == "symm_gemm" and m < 2 * config.group * config.block_m:
+        # Bands as low as they can be: few matrices' operands fit the cache anyway, and no program starts in vain.
+        return replace(config, group=max(1, config.block_n // config.block_m))
+    return config
 
 
 @cache
@@ -78,10 +82,7 @@ def candidates(op: str, itemsize: int, sm: int) -> tuple[Candidate, ...]:
     data = _data()
     measured = max(int(key) for key in data if int(key) <= sm)
     entries = data[str(measured)]["16 bit" if itemsize == 2 else "32 bit"][op]
-    return tuple(
-        Candidate(GemmConfig(*entry["config"]), entry["resident"], *entry["us"])
-        for entry in entries
-    )
+    return tuple(Candidate(GemmConfig(*entry["config"]), entry["resident"], *entry["us"]) for entry in entries)
 
 
 def shared_memory_limit(sm: int) -> int:
