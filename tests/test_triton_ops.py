@@ -15,7 +15,7 @@ from muon_kernels.testing import assert_error_ratio, poison
 pytest.importorskip("triton")
 
 from muon_kernels.backends.configs import GemmConfig
-from muon_kernels.backends.triton import gemm, launch
+from muon_kernels.backends.triton import gemm, gemm_add
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -28,7 +28,7 @@ pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 SQUARE = GemmConfig(block_m=64, block_n=64, block_k=32, warps=4, stages=2, group=2)
 WIDE = GemmConfig(block_m=16, block_n=64, block_k=16, warps=4, stages=2, group=4)
 LONG_STEP = GemmConfig(block_m=128, block_n=128, block_k=64, warps=8, stages=2, group=1)
-CONFIGS = [None, SQUARE, WIDE, LONG_STEP]
+CONFIGS = [None, WIDE] if INTERPRETED else [None, WIDE, SQUARE, LONG_STEP]
 
 
 @pytest.fixture(autouse=True)
@@ -298,16 +298,10 @@ def test_normalize_edges():
     assert out[0].eq(0).all() and out[1].eq(0.125).all() and out[2:].isnan().all()
 
 
-def test_a_plan_has_one_launch_for_what_looks_alike():
-    shapes = [(48, 64, 64), (12, 128, 64), (12, 64, 128)]
-    xs = [torch.empty(s, dtype=torch.float16, device=DEVICE) for s in shapes]
-    outs = [torch.empty(s[0], s[1], s[1], dtype=torch.float16, device=DEVICE) for s in shapes]
-    config = GemmConfig(64, 64, 32, 4, 2, 2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gemm, "_config", lambda *args: config)
-        factors = {"alpha": 1.0, "beta": 0.0}
-        from muon_kernels.backends.triton import gemm_add
-
-        launches = gemm_add.plan(xs, [x.mT for x in xs], [], outs, **factors)
-    assert [part.arguments["ENTRIES"] for part in launches] == [3]
-    assert isinstance(launches[0], launch.Launch)
+def test_entries_that_look_alike_share_a_launch(monkeypatch):
+    monkeypatch.setattr(gemm, "_config", lambda *args: SQUARE)
+    xs = [torch.empty(s, dtype=torch.float16, device=DEVICE) for s in ((48, 64, 64), (12, 128, 64), (12, 64, 128))]
+    xs.append(torch.empty(12, 64, 128, dtype=torch.float16, device=DEVICE).mT)
+    outs = [torch.empty(*x.shape[:2], x.shape[1], dtype=torch.float16, device=DEVICE) for x in xs]
+    launches = gemm_add.plan(xs, [x.mT for x in xs], [], outs, alpha=1.0, beta=0.0)
+    assert [launch.arguments["ENTRIES"] for launch in launches] == [3, 1]
