@@ -150,6 +150,7 @@ def prologue_call(grad, momentum, out):
 @pytest.mark.parametrize("dtypes", [
     (torch.float32, torch.float32, torch.float16),
     (torch.float16, torch.float32, torch.float32),
+    (torch.float32, torch.float16, torch.float16),
     *([] if INTERPRETED else [(torch.bfloat16,) * 3]),
 ], ids=lambda d: "-".join(str(t)[6:] for t in d))  # fmt: skip
 def test_prologue(dtypes, options):
