@@ -71,4 +71,44 @@ struct ApplyArgs {
 
 cudaError_t launch_apply(const ApplyItem* items, int64_t count, const ApplyArgs& args, cudaStream_t stream);
 
+// ---- products: symm_gemm and gemm_add, 16-bit elements with fp32 accumulation, Hopper -----------------------------------
+
+// A batch of matrices; one of row_stride and col_stride is 1.
+struct MatrixBatch {
+  void* data;
+  int64_t batch_stride;
+  int64_t row_stride;
+  int64_t col_stride;
+};
+
+// out = alpha * factors[i] * A[i] B[i] + beta * C[i] + delta * I, with A [m, k], B [k, n], C and out [m, n].
+struct GemmItem {
+  int64_t batch;
+  int64_t m;
+  int64_t n;
+  int64_t k;
+  MatrixBatch a;
+  MatrixBatch b;
+  MatrixBatch c;  // data is null in every item or in none; oriented like out
+  MatrixBatch out;
+  const float* factors;  // one per matrix on the device, or null
+};
+
+struct GemmArgs {
+  DType dtype;  // bfloat16 or float16
+  float alpha;
+  float beta;
+  float delta;
+  int tile;  // index of a tile shape of csrc/sm90/launch.cuh, or -1: choose_gemm_tile decides
+};
+
+// Every address, every stride but the unit one and the size along the unit stride must be a multiple of 16 bytes (8
+// elements); k >= 1; sizes below 2^31.
+// symm_gemm: A B and C are symmetric (m == n); the result is bitwise so. Delta is for symm_gemm only.
+cudaError_t launch_symm_gemm_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream);
+cudaError_t launch_gemm_add_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream);
+
+// The tile shape for these items on a device of so many multiprocessors: a function of the sizes only.
+int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors);
+
 }  // namespace muon_kernels

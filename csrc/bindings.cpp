@@ -117,6 +117,45 @@ void bind_apply(py::module_& m) {
       py::arg("lr"), py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("stream"));
 }
 
+// ---- products ----------------------------------------------------------------------------------------------------------
+
+// batch, m, n, k, then pointer, batch stride, row stride and column stride of a, b, c and out, then the factors' pointer.
+using GemmFields = std::array<int64_t, 21>;
+
+std::vector<GemmItem> gemm_items(const std::vector<GemmFields>& list) {
+  std::vector<GemmItem> items;
+  items.reserve(list.size());
+  for (const GemmFields& f : list) {
+    const auto matrices = [&f](int i) { return MatrixBatch{pointer<void>(f[i]), f[i + 1], f[i + 2], f[i + 3]}; };
+    items.push_back({f[0], f[1], f[2], f[3], matrices(4), matrices(8), matrices(12), matrices(16),
+                     pointer<const float>(f[20])});
+  }
+  return items;
+}
+
+void bind_products(py::module_& m) {
+  m.def(
+      "gemm",
+      [](bool symmetric, const std::vector<GemmFields>& list, int dtype, double alpha, double beta, double delta,
+         int tile, int64_t stream) {
+        const std::vector<GemmItem> items = gemm_items(list);
+        const GemmArgs args{static_cast<DType>(dtype), static_cast<float>(alpha), static_cast<float>(beta),
+                            static_cast<float>(delta), tile};
+        const auto launch = symmetric ? launch_symm_gemm_sm90 : launch_gemm_add_sm90;
+        check(launch(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+      },
+      py::arg("symmetric"), py::arg("items"), py::arg("dtype"), py::arg("alpha"), py::arg("beta"), py::arg("delta"),
+      py::arg("tile"), py::arg("stream"));
+
+  m.def(
+      "choose_gemm_tile",
+      [](bool symmetric, const std::vector<GemmFields>& list, int multiprocessors) {
+        const std::vector<GemmItem> items = gemm_items(list);
+        return choose_gemm_tile(symmetric, items.data(), static_cast<int64_t>(items.size()), multiprocessors);
+      },
+      py::arg("symmetric"), py::arg("items"), py::arg("multiprocessors"));
+}
+
 }  // namespace
 }  // namespace muon_kernels
 
@@ -124,4 +163,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CUDA launchers of muon_kernels: integers in, nothing checked. Use muon_kernels.ops.";
   muon_kernels::bind_prologue(m);
   muon_kernels::bind_apply(m);
+  muon_kernels::bind_products(m);
 }

@@ -47,39 +47,30 @@ struct FragmentMap {
 template <typename Element, class Shape, bool kSymmetric>
 class Epilogue {
  public:
-  using Accumulators = float[Shape::kMmaRows][Shape::kTileN / 2];
-
   __device__ __forceinline__ Epilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread)
       : staging_(staging), barrier_id_(barrier_id), leader_(thread == 0), map_{thread / 32, thread % 32} {}
 
-  // `first_row` is the warpgroup's first row in the tile.
-  __device__ __forceinline__ void run(Accumulators& acc, const GemmTable& table, const TileAt& tile, int first_row,
-                                      Ring<Shape>& ring) {
+  // The first kN columns of the tile; `first_row` is the warpgroup's first row in it.
+  template <int kN>
+  __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const GemmTable& table,
+                                      const TileAt& tile, int first_row, Ring<Shape>& ring) {
     const GemmEntry& problem = table.entries[tile.entry];
-    combine(acc, table, problem, tile, first_row, ring);
+    combine<kN>(acc, table, problem, tile, first_row, ring);
 #pragma unroll
     for (int r = 0; r < Shape::kMmaRows; ++r) {
       const int row = tile.row + first_row + 64 * r;
 #pragma unroll
-      for (int box = 0; box < Shape::kTileN / kBox; ++box) {
+      for (int box = 0; box < kN / kBox; ++box) {
         const int col = tile.col + kBox * box;
         if (row >= problem.m || col >= problem.n || (kSymmetric && row < col)) continue;
-        uint32_t packed[4][4];
-#pragma unroll
-        for (int p = 0; p < 4; ++p) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float* pair = &acc[r][32 * box + 8 * p + 4 * (i >> 1) + 2 * (i & 1)];
-            packed[p][i] = pack<Element>(pair[0], pair[1]);
-          }
-        }
+        const float* part = &acc[r][32 * box];
         if (!kSymmetric) {
-          store<false>(packed, problem, row, col, tile.batch);
+          store<false>(part, problem, row, col, tile.batch);
         } else if (row > col) {
-          store<false>(packed, problem, row, col, tile.batch);
-          store<true>(packed, problem, col, row, tile.batch);
+          store<false>(part, problem, row, col, tile.batch);
+          store<true>(part, problem, col, row, tile.batch);
         } else {
-          store_on_diagonal(packed, problem, row, tile.batch);
+          store_on_diagonal(part, problem, row, tile.batch);
         }
       }
     }
@@ -91,21 +82,23 @@ class Epilogue {
   }
 
  private:
-  __device__ __forceinline__ void combine(Accumulators& acc, const GemmTable& table, const GemmEntry& problem,
-                                          const TileAt& tile, int first_row, Ring<Shape>& ring) const {
+  template <int kN>
+  __device__ __forceinline__ void combine(float (&acc)[Shape::kMmaRows][kN / 2], const GemmTable& table,
+                                          const GemmEntry& problem, const TileAt& tile, int first_row,
+                                          Ring<Shape>& ring) const {
     float alpha = table.alpha;
-    if (problem.alpha_device != nullptr) alpha *= __ldg(problem.alpha_device + tile.batch);
+    if (problem.factors != nullptr) alpha *= __ldg(problem.factors + tile.batch);
 #pragma unroll
     for (int r = 0; r < Shape::kMmaRows; ++r) {
 #pragma unroll
-      for (int i = 0; i < Shape::kTileN / 2; ++i) acc[r][i] *= alpha;
+      for (int i = 0; i < kN / 2; ++i) acc[r][i] *= alpha;
     }
     if (table.has_c) {
 #pragma unroll
       for (int first = 0; first < Shape::kBoxesC; first += Shape::kBoxesPerStage) {
         barrier_wait(ring.full(), ring.at.parity);
 #pragma unroll
-        for (int box = first; box < min(first + Shape::kBoxesPerStage, Shape::kBoxesC); ++box) {
+        for (int box = first; box < min(first + Shape::kBoxesPerStage, kN / kBox); ++box) {
 #pragma unroll
           for (int r = 0; r < Shape::kMmaRows; ++r) {
             const uint32_t base = ring.data() + (box - first) * Shape::kBytesA + (first_row + 64 * r) * 128;
@@ -134,7 +127,7 @@ class Epilogue {
       for (int r = 0; r < Shape::kMmaRows; ++r) {
         const int ahead = tile.row - tile.col + first_row + 64 * r + 16 * map_.warp + map_.lane / 4 - 2 * (map_.lane % 4);
 #pragma unroll
-        for (int i = 0; i < Shape::kTileN / 2; ++i) {
+        for (int i = 0; i < kN / 2; ++i) {
           if (ahead + 8 * (i / 2 % 2) == 8 * (i / 4) + i % 2) acc[r][i] += table.delta;
         }
       }
@@ -156,38 +149,56 @@ class Epilogue {
     if (leader_) tensor_store(&problem.out, box, col, row, batch);
   }
 
+  // The four fragments of 16 columns.
+  static __device__ __forceinline__ void pack_fragments(uint32_t (&fragments)[4], const float* part) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* pair = part + 4 * (i >> 1) + 2 * (i & 1);
+      fragments[i] = pack<Element>(pair[0], pair[1]);
+    }
+  }
+
+  // `part`: this thread's 32 accumulators of the box.
   template <bool kTransposed>
-  __device__ __forceinline__ void store(const uint32_t (&packed)[4][4], const GemmEntry& problem, int row, int col,
+  __device__ __forceinline__ void store(const float* part, const GemmEntry& problem, int row, int col,
                                         int batch) {
     const uint32_t box = claim();
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
+      uint32_t fragments[4];
+      pack_fragments(fragments, part + 8 * p);
       if constexpr (kTransposed) {
-        store_fragments_transposed(box + map_.transposed(p), packed[p]);
+        store_fragments_transposed(box + map_.transposed(p), fragments);
       } else {
-        store_fragments(box + map_.direct(p), packed[p]);
+        store_fragments(box + map_.direct(p), fragments);
       }
     }
     publish(box, problem, row, col, batch);
   }
 
-  __device__ __forceinline__ void store_on_diagonal(const uint32_t (&packed)[4][4], const GemmEntry& problem, int row,
+  __device__ __forceinline__ void store_on_diagonal(const float* part, const GemmEntry& problem, int row,
                                                     int batch) {
     const uint32_t box = claim();
 #pragma unroll
-    for (int p = 0; p < 4; ++p) store_fragments_transposed(box + map_.transposed(p), packed[p]);
+    for (int p = 0; p < 4; ++p) {
+      uint32_t fragments[4];
+      pack_fragments(fragments, part + 8 * p);
+      store_fragments_transposed(box + map_.transposed(p), fragments);
+    }
     named_barrier(barrier_id_, 128);
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
+      uint32_t fragments[4];
+      pack_fragments(fragments, part + 8 * p);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t r = 16 * map_.warp + 8 * (i & 1) + map_.lane / 4;
         const uint32_t c = 16 * p + 8 * (i >> 1) + 2 * (map_.lane % 4);
         const uint32_t address = box + r * 128 + ((c / 8 ^ r % 8) << 4) + c % 8 * 2;
         if (r > c) {
-          asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(packed[p][i]) : "memory");
+          asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(fragments[i]) : "memory");
         } else if (r == c) {
-          asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<uint16_t>(packed[p][i])) : "memory");
+          asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<uint16_t>(fragments[i])) : "memory");
         }
       }
     }

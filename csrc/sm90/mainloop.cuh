@@ -82,11 +82,19 @@ template <class Shape, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring, uint32_t rank) {
   constexpr int kShares = Shape::kCluster;
   const GemmEntry& problem = table.entries[tile.entry];
+  if (table.has_c) {  // comes last, and for all blocks at about the same time: ask for it early
+    for (int i = 0; i < Shape::kBoxesC; ++i) tensor_prefetch(&problem.c, tile.col + i * kBox, tile.row, tile.batch);
+  }
   for (int k = 0; k < problem.k; k += kTileK, ring.at.advance()) {
     barrier_wait(ring.empty(), ring.at.parity ^ 1);
-    barrier_expect_bytes(ring.full(), Shape::kStageBytes);
+    barrier_expect_bytes(ring.full(), Shape::kStageBytes - (tile.half ? Shape::kBytesB / 2 : 0));
     const uint32_t data_b = ring.data() + Shape::kBytesA;
-    if (Shape::kSquare && tile.shares_a) {
+    if (Shape::kHalves && tile.half) {
+      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, 1>(ring.data(), problem.a, ring.full(), k, tile.row,
+                                                                tile.batch, rank);
+      load_operand<kMajorB, Shape::kTileN / 2, Shape::kBoxRowsB, 1>(data_b, problem.b, ring.full(), k, tile.col,
+                                                                    tile.batch, rank);
+    } else if (Shape::kSquare && tile.shares_a) {
       load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, kShares>(ring.data(), problem.a, ring.full(), k, tile.row,
                                                                       tile.batch, rank);
       load_operand<kMajorB, Shape::kTileN, Shape::kBoxRowsB, 1>(data_b, problem.b, ring.full(), k, tile.col, tile.batch,
@@ -136,9 +144,9 @@ struct Turns {
   }
 };
 
-// A consumer warpgroup: its rows of A B. `first_row` is the warpgroup's first row in the tile.
-template <typename Element, class Shape, Major kMajorA, Major kMajorB>
-__device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][Shape::kTileN / 2], Ring<Shape>& ring,
+// A consumer warpgroup: its rows of A B, kN columns. `first_row` is the warpgroup's first row in the tile.
+template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kN>
+__device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][kN / 2], Ring<Shape>& ring,
                                               int k_extent, int first_row, uint32_t consumer, uint32_t lane, bool has_c) {
   const uint64_t first_a = operand_descriptor<kMajorA>(ring.stages + first_row / 64 * kBoxBytes);
   const uint64_t first_b = operand_descriptor<kMajorB>(ring.stages + Shape::kBytesA);
@@ -147,19 +155,19 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][Shap
     const uint64_t offset = ring.at.stage * (Shape::kStageBytes >> 4);
     barrier_wait(ring.full(), ring.at.parity);
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers(acc[r]);
+    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers<kN / 2>(acc[r]);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kTileK / 16; ++step) {
 #pragma unroll
       for (int r = 0; r < Shape::kMmaRows; ++r) {
-        wgmma<Element, kMajorA, kMajorB, Shape::kTileN>(acc[r], first_a + offset + step * kStepK16<kMajorA> + r * (kBoxBytes >> 4),
-                                                        first_b + offset + step * kStepK16<kMajorB>, step > 0 || k > 0);
+        wgmma<Element, kMajorA, kMajorB, kN>(acc[r], first_a + offset + step * kStepK16<kMajorA> + r * (kBoxBytes >> 4),
+                                             first_b + offset + step * kStepK16<kMajorB>);
       }
     }
     wgmma_commit();
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers(acc[r]);
+    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers<kN / 2>(acc[r]);
     if (k > 0) {
       wgmma_wait<1>();
       done.release(lane);
@@ -169,7 +177,7 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][Shap
   Turns<Shape>::pass(consumer, ring, has_c);
   wgmma_wait<0>();
 #pragma unroll
-  for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers(acc[r]);
+  for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers<kN / 2>(acc[r]);
   done.release(lane);
 }
 

@@ -1,5 +1,5 @@
 // What a grouped product launch passes to the device, by value: one entry per list item, each a batch of products
-// out[i] = alpha * alpha_device[i] * A[i] B[i] + beta * C[i] + delta * I, with A [m, k], B [k, n] and C, out [m, n].
+// out[i] = alpha * factors[i] * A[i] B[i] + beta * C[i] + delta * I, with A [m, k], B [k, n] and C, out [m, n].
 #pragma once
 
 #include <cuda.h>
@@ -10,16 +10,16 @@ inline constexpr int kMaxEntries = 16;  // 9.5 KB of kernel parameters
 
 struct GemmEntry {
   CUtensorMap a, b, c, out;
-  const float* alpha_device;  // one factor per matrix, or null
+  const float* factors;  // one per matrix, on the device, or null
   int m, n, k;
-  int tasks_per_matrix;      // a task is what one cluster computes at a time
-  int first_task;            // number of tasks of the entries before this one
+  int tasks, first_task;      // what a cluster computes at a time: number per matrix, and in the entries before this one
+  int halves, first_half;     // the same of the tiles of half the width (walk.cuh)
 };
 
 struct GemmTable {
   GemmEntry entries[kMaxEntries];
   int count;
-  int tasks;
+  int tasks, halves;
   float alpha, beta, delta;
   bool has_c;
 };

@@ -67,6 +67,12 @@ __device__ __forceinline__ void tensor_load(uint32_t target, const CUtensorMap* 
       : "memory");
 }
 
+// Brings a box into L2.
+__device__ __forceinline__ void tensor_prefetch(const CUtensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+
 // Writes to, and signals, the same offsets in every block of the cluster whose bit is set in `blocks`.
 __device__ __forceinline__ void tensor_load_multicast(uint32_t target, const CUtensorMap* map, uint32_t barrier, int x,
                                                       int y, int z, uint16_t blocks) {
@@ -103,6 +109,12 @@ __device__ __forceinline__ void named_barrier(uint32_t id, uint32_t threads) {
 __device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+
+// Programmatic dependent launch: lets the next kernel in the stream start its blocks where there is room.
+__device__ __forceinline__ void grid_release_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// Returns once everything that earlier kernels in the stream wrote is visible. A kernel launched the ordinary way need not wait.
+__device__ __forceinline__ void grid_wait_for_dependencies() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;

@@ -29,9 +29,11 @@ struct Tile {
   static constexpr uint32_t kBytesB = kTileN / 64 * kBoxBytes;
   static constexpr uint32_t kStageBytes = kBytesA + kBytesB;
 
+  // Symmetric: the tile on an even diagonal position needs only its left half, and is computed as such.
+  static constexpr bool kHalves = kTileN == 2 * kTileM && kCluster == 1;
   static constexpr bool kSquare = kTileM == kTileN;  // either operand can be the shared one
   static constexpr int kBoxRowsA = kSquare ? kTileM / kCluster : kTileM;
-  static constexpr int kBoxRowsB = kTileN / kCluster;
+  static constexpr int kBoxRowsB = kHalves ? kTileN / 2 : kTileN / kCluster;
 
   // C passes through the stages after the last k: boxes of kTileM x 64.
   static constexpr int kBoxesC = kTileN / kBox;

@@ -15,11 +15,46 @@ namespace muon_kernels::sm90 {
 struct TileAt {
   int entry, batch, row, col;  // of this block's tile; row and col in elements
   bool shares_a;               // the blocks of the cluster have the same row, else the same column
+  bool half;                   // only the left half of the columns
+};
+
+// The tasks of cluster `rank` of `clusters`: every clusters-th; then, if any, tiles of half the width (numbered from
+// table.tasks on), first two for each cluster that had one task less than others, then every clusters-th.
+class Schedule {
+ public:
+  __device__ __forceinline__ Schedule(const GemmTable& table, int rank, int clusters)
+      : tasks_(table.tasks), halves_(table.halves), rank_(rank), clusters_(clusters) {}
+
+  // The next task, or -1.
+  __device__ __forceinline__ int next() {
+    const int task = rank_ + step_ * clusters_;
+    ++step_;
+    if (task < tasks_) return task;
+    if (halves_ == 0) return -1;
+    const int ahead = tasks_ % clusters_;  // clusters with one task more
+    const int idle = ahead > 0 ? clusters_ - ahead : 0;
+    int turn = step_ - 1 - tasks_ / clusters_ - (rank_ < ahead ? 1 : 0);
+    int half;
+    if (rank_ >= ahead && idle > 0 && turn < 2) {
+      half = rank_ - ahead + turn * idle;
+    } else {
+      if (rank_ >= ahead && idle > 0) turn -= 2;
+      half = 2 * idle + rank_ + turn * clusters_;
+    }
+    return half < halves_ ? tasks_ + half : -1;
+  }
+
+ private:
+  int tasks_, halves_, rank_, clusters_, step_ = 0;
 };
 
 __device__ __forceinline__ int entry_of(const GemmTable& table, int task) {
   int entry = 0;
-  while (entry + 1 < table.count && task >= table.entries[entry + 1].first_task) ++entry;
+  if (task < table.tasks) {
+    while (entry + 1 < table.count && task >= table.entries[entry + 1].first_task) ++entry;
+  } else {
+    while (entry + 1 < table.count && task - table.tasks >= table.entries[entry + 1].first_half) ++entry;
+  }
   return entry;
 }
 
@@ -28,11 +63,13 @@ template <class Shape, bool kSymmetric>
 struct BandedWalk {
   static constexpr int kRows = Shape::kTileM * Shape::kCluster;
   static constexpr int kBandTiles = 2048 / kRows;
+  static constexpr bool kHalves = kSymmetric && Shape::kHalves;
+  static constexpr int kRounding = kHalves ? 0 : Shape::kTileN - 1;
 
-  // Number of column tiles of row tile r.
+  // Number of column tiles of row tile r, not counting one of half the width.
   static __host__ __device__ int columns(int r, int col_tiles) {
     if (!kSymmetric) return col_tiles;
-    const int reached = ((r + 1) * kRows + Shape::kTileN - 1) / Shape::kTileN;
+    const int reached = ((r + 1) * kRows + kRounding) / Shape::kTileN;
     return reached < col_tiles ? reached : col_tiles;
   }
 
@@ -41,6 +78,8 @@ struct BandedWalk {
     for (int r = 0; r * kRows < m; ++r) total += columns(r, (n + Shape::kTileN - 1) / Shape::kTileN);
     return total;
   }
+
+  static __host__ __device__ int halves(int m) { return kHalves ? (m + Shape::kTileN - 1) / Shape::kTileN : 0; }
 
   static __device__ __forceinline__ void locate(int task, int m, int n, int rank, TileAt& tile) {
     const int row_tiles = (m + kRows - 1) / kRows, col_tiles = (n + Shape::kTileN - 1) / Shape::kTileN;
@@ -63,7 +102,7 @@ struct BandedWalk {
     } else {
       task -= full_columns * rows;
       for (col = full_columns;; ++col) {
-        row = col * Shape::kTileN / kRows;  // first row tile that reaches this column
+        row = (col * Shape::kTileN + Shape::kTileN - 1 - kRounding) / kRows;  // first row tile that reaches this column
         const int here = first_row + rows - row;
         if (task < here) break;
         task -= here;
@@ -90,6 +129,8 @@ struct PairedWalk {
     return total;
   }
 
+  static __host__ __device__ int halves(int) { return 0; }
+
   static __device__ __forceinline__ void locate(int task, int m, int, int rank, TileAt& tile) {
     const int tiles = (m + kEdge - 1) / kEdge;
     int col = 0;
@@ -114,9 +155,17 @@ struct Walk {
     TileAt tile;
     tile.entry = entry_of(table, task);
     const GemmEntry& problem = table.entries[tile.entry];
-    task -= problem.first_task;
-    tile.batch = task / problem.tasks_per_matrix;
-    Order::locate(task - tile.batch * problem.tasks_per_matrix, problem.m, problem.n, static_cast<int>(rank), tile);
+    tile.half = kSymmetric && Shape::kHalves && task >= table.tasks;
+    if (tile.half) {
+      task -= table.tasks + problem.first_half;
+      tile.batch = task / problem.halves;
+      tile.row = tile.col = (task - tile.batch * problem.halves) * Shape::kTileN;
+      tile.shares_a = false;
+    } else {
+      task -= problem.first_task;
+      tile.batch = task / problem.tasks;
+      Order::locate(task - tile.batch * problem.tasks, problem.m, problem.n, static_cast<int>(rank), tile);
+    }
     return tile;
   }
 };

@@ -43,13 +43,13 @@ __device__ __forceinline__ void wgmma_wait() {
 
 // Keeps the compiler from moving reads or writes of the accumulators across this point.
 template <int kCount>
-__device__ __forceinline__ void pin_registers(float (&d)[kCount]) {
+__device__ __forceinline__ void pin_registers(float* d) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // Inline assembly numbers its operands: the accumulators first (MUON_D*, their places MUON_P*), then the descriptors of
-// A and B, the accumulate flag and the two majors.
+// A and B and the two majors.
 #define MUON_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MUON_D16(i) MUON_D4(i), MUON_D4(i + 4), MUON_D4(i + 8), MUON_D4(i + 12)
 #define MUON_D32(i) MUON_D16(i), MUON_D16(i + 16)
@@ -66,29 +66,28 @@ __device__ __forceinline__ void pin_registers(float (&d)[kCount]) {
 #define MUON_P96 \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111," \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define MUON_WGMMA(N, TYPE, ACCUMULATORS, PLACES, A, B, S, TA, TB)                                                \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " S ", 0;\n"                                                     \
+#define MUON_WGMMA(N, TYPE, ACCUMULATORS, PLACES, A, B, TA, TB)                                                   \
+  asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                                        \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" PLACES "}, " A ", " B ", p, " \
                "1, 1, " TA ", " TB ";\n}"                                                                          \
                : ACCUMULATORS                                                                                     \
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kMajorA)),               \
-                 "n"(static_cast<int>(kMajorB)))
+               : "l"(a), "l"(b), "n"(static_cast<int>(kMajorA)), "n"(static_cast<int>(kMajorB)))
 #define MUON_WGMMA_N(TYPE)                                                                                       \
   if constexpr (kN == 64)                                                                                        \
-    MUON_WGMMA(64, TYPE, MUON_D32(0), MUON_P0, "%32", "%33", "%34", "%35", "%36");                                 \
+    MUON_WGMMA(64, TYPE, MUON_D32(0), MUON_P0, "%32", "%33", "%34", "%35");                                 \
   else if constexpr (kN == 128)                                                                                  \
-    MUON_WGMMA(128, TYPE, MUON_D64(0), MUON_P0 "," MUON_P32, "%64", "%65", "%66", "%67", "%68");                   \
+    MUON_WGMMA(128, TYPE, MUON_D64(0), MUON_P0 "," MUON_P32, "%64", "%65", "%66", "%67");                   \
   else if constexpr (kN == 192)                                                                                  \
     MUON_WGMMA(192, TYPE, MUON_D64(0) MUON_COMMA MUON_D32(64), MUON_P0 "," MUON_P32 "," MUON_P64, "%96", "%97",    \
-               "%98", "%99", "%100");                                                                            \
+               "%98", "%99");                                                                            \
   else                                                                                                           \
     MUON_WGMMA(256, TYPE, MUON_D64(0) MUON_COMMA MUON_D64(64), MUON_P0 "," MUON_P32 "," MUON_P64 "," MUON_P96,     \
-               "%128", "%129", "%130", "%131", "%132")
+               "%128", "%129", "%130", "%131")
 #define MUON_COMMA ,
 
-// D += A B if accumulate, else D = A B.
+// D += A B. `d` is an array of kN / 2 registers.
 template <typename Element, Major kMajorA, Major kMajorB, int kN>
-__device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(float* d, uint64_t a, uint64_t b) {
   static_assert(kN == 64 || kN == 128 || kN == 192 || kN == 256);
   if constexpr (std::is_same_v<Element, __half>) {
     MUON_WGMMA_N(f16);

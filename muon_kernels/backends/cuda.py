@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import extension
 from ..layout import as_matrices
+from . import cuda_products
 
 NAME = "cuda"
 
@@ -44,7 +45,7 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:
             return f"no CUDA kernel for {tensors[0].dtype}"
-    return None
+    return cuda_products.refusal(op, device, lists) if op in ("symm_gemm", "gemm_add") else None
 
 
 def prologue(
@@ -120,7 +121,12 @@ def apply(
     torch.autograd.graph.increment_version(params)
 
 
-OPS: dict[str, Callable[..., None]] = {"prologue": prologue, "apply": apply}
+OPS: dict[str, Callable[..., None]] = {
+    "prologue": prologue,
+    "symm_gemm": cuda_products.symm_gemm,
+    "gemm_add": cuda_products.gemm_add,
+    "apply": apply,
+}
 
 
 def _dtype(name: str, tensors: list[Tensor]) -> int:

@@ -1,0 +1,73 @@
+// Which tile shape a problem list gets: the one with the least predicted time, from sizes alone. No autotuning.
+//
+// Time = fixed + rounds * (k steps * step + tile), where a round is one tile on every cluster and a step is 64 of k; a step
+// takes as long as the slowest of shared memory, L2 and the tensor cores. Figures in microseconds, fitted to one H100 at
+// 700 W (bench/NOTES.md): over 22 shapes of either op the choice is within 6 % of the best, usually the best itself.
+#include <algorithm>
+#include <cmath>
+
+#include "../api.h"
+#include "shapes.cuh"
+#include "walk.cuh"
+
+namespace muon_kernels {
+namespace {
+
+struct Costs {
+  float shared_step;  // bytes through shared memory at 128 B a cycle
+  float l2_step;      // bytes from L2 at 9.2 TB/s when every multiprocessor loads
+  float tensor_step;  // the sustained rate of the tensor cores when every multiprocessor computes
+  float tile;         // of the epilogue, what the next tile's products do not hide
+  float fixed;        // launch, filling the stages, the last epilogue
+};
+
+constexpr Costs kCosts[] = {
+    {0.585f, 0.459f, 0.710f, 4.0f, 8.0f},  // WidePair
+    {0.366f, 0.344f, 0.390f, 0.9f, 7.0f},  // Pair
+    {0.474f, 0.574f, 0.530f, 0.8f, 6.0f},  // Oblong
+    {0.585f, 0.740f, 0.710f, 4.0f, 6.3f},  // Wide
+    {0.146f, 0.200f, 0.100f, 0.4f, 4.0f},  // Small
+    {0.366f, 0.459f, 0.355f, 0.6f, 5.0f},  // Square
+};
+
+constexpr float kSymmetricTile = 1.25f;  // two stores a tile
+
+template <bool kSymmetric, class Shape>
+float predicted_time(const Costs& costs, const GemmItem* items, int64_t count, int multiprocessors) {
+  using Order = typename sm90::Walk<Shape, kSymmetric>::Order;
+  const float clusters = static_cast<float>(multiprocessors / Shape::kCluster);
+  float tasks = 0, halves = 0, steps = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const GemmItem& item = items[i];
+    const float here = static_cast<float>(item.batch * Order::tasks(static_cast<int>(item.m), static_cast<int>(item.n)));
+    const float half = static_cast<float>(item.batch * Order::halves(static_cast<int>(item.m)));
+    tasks += here;
+    halves += half;
+    steps += (here + half / 2) * static_cast<float>((item.k + sm90::kTileK - 1) / sm90::kTileK);
+  }
+  steps /= std::max(tasks + halves / 2, 1.0f);  // of the mean tile
+  float rounds = std::ceil(tasks / clusters);
+  if (halves > 0) rounds = std::max(std::ceil((2 * tasks + halves) / clusters) / 2, tasks > 0 ? 1.0f : 0.5f);
+  const float busy = std::min(1.0f, (tasks + halves) / clusters);
+  const float step = std::max(costs.shared_step, busy * std::max(costs.l2_step, costs.tensor_step));
+  return costs.fixed + rounds * (steps * step + costs.tile * (kSymmetric ? kSymmetricTile : 1.0f));
+}
+
+template <bool kSymmetric>
+int choose(const GemmItem* items, int64_t count, int multiprocessors) {
+  int best = 0;
+  float best_time = 0;
+  sm90::for_each_shape<kSymmetric>([&](int index, auto shape) {
+    const float time = predicted_time<kSymmetric, decltype(shape)>(kCosts[index], items, count, multiprocessors);
+    if (index == 0 || time < best_time) best = index, best_time = time;
+  });
+  return best;
+}
+
+}  // namespace
+
+int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors) {
+  return (symmetric ? choose<true> : choose<false>)(items, count, multiprocessors);
+}
+
+}  // namespace muon_kernels

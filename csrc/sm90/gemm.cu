@@ -1,0 +1,81 @@
+// Public launchers of the products: orients and sorts a problem list, cuts it into launches and dispatches on dtype.
+#include <algorithm>
+#include <iterator>
+#include <utility>
+#include <vector>
+
+#include "../api.h"
+#include "launch.cuh"
+
+namespace muon_kernels {
+namespace {
+
+using sm90::kMaxEntries;
+
+MatrixBatch transposed(const MatrixBatch& x) { return {x.data, x.batch_stride, x.col_stride, x.row_stride}; }
+
+// K-major operands have unit stride along k.
+bool a_is_mn_major(const GemmItem& item) { return item.a.col_stride != 1; }
+bool b_is_mn_major(const GemmItem& item) { return item.b.row_stride != 1; }
+
+GemmItem transposed(const GemmItem& item) {
+  GemmItem flipped = item;
+  flipped.a = transposed(item.b);
+  flipped.b = transposed(item.a);
+  flipped.c = transposed(item.c);
+  flipped.out = transposed(item.out);
+  std::swap(flipped.m, flipped.n);
+  return flipped;
+}
+
+// The copy engine writes rows: a column-major result is computed as its transpose. A symmetric result can be either, which
+// saves the instances for an MN-major A with a K-major B.
+template <bool kSymmetric>
+GemmItem oriented(const GemmItem& item) {
+  GemmItem result = item;
+  if (item.out.col_stride != 1) result = transposed(item);
+  if (kSymmetric && result.c.col_stride != 1) result.c = transposed(result.c);
+  if (kSymmetric && a_is_mn_major(result) && !b_is_mn_major(result)) {
+    const MatrixBatch c = result.c, out = result.out;
+    result = transposed(result);
+    result.c = c;
+    result.out = out;
+  }
+  return result;
+}
+
+int majors(const GemmItem& item) { return 2 * a_is_mn_major(item) + b_is_mn_major(item); }
+
+template <bool kSymmetric>
+cudaError_t launch(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream) {
+  if (args.dtype != DType::kBFloat16 && args.dtype != DType::kFloat16) return cudaErrorInvalidValue;
+  std::vector<GemmItem> list;
+  list.reserve(count);
+  std::transform(items, items + count, std::back_inserter(list), oriented<kSymmetric>);
+  list.erase(std::remove_if(list.begin(), list.end(), [](const GemmItem& i) { return i.batch * i.m * i.n == 0; }),
+             list.end());
+  // One launch has one pair of majors; long tiles first, so that short ones fill the end.
+  std::stable_sort(list.begin(), list.end(), [](const GemmItem& x, const GemmItem& y) {
+    return majors(x) != majors(y) ? majors(x) < majors(y) : x.k > y.k;
+  });
+  const auto launch_group = args.dtype == DType::kFloat16 ? sm90::launch_group<__half, kSymmetric>
+                                                          : sm90::launch_group<__nv_bfloat16, kSymmetric>;
+  for (size_t first = 0, last; first < list.size(); first = last) {
+    last = first + 1;
+    while (last < list.size() && last - first < kMaxEntries && majors(list[last]) == majors(list[first])) ++last;
+    if (const cudaError_t error = launch_group(&list[first], static_cast<int>(last - first), args, stream)) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t launch_symm_gemm_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream) {
+  return launch<true>(items, count, args, stream);
+}
+
+cudaError_t launch_gemm_add_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream) {
+  return launch<false>(items, count, args, stream);
+}
+
+}  // namespace muon_kernels

@@ -1,0 +1,8 @@
+// The instances of gemm_sm90_kernel for gemm_add in bf16.
+#include "instances.cuh"
+
+namespace muon_kernels::sm90 {
+
+template cudaError_t launch_group<__nv_bfloat16, false>(const GemmItem*, int, const GemmArgs&, cudaStream_t);
+
+}  // namespace muon_kernels::sm90

@@ -1,0 +1,8 @@
+// The instances of gemm_sm90_kernel for gemm_add in fp16.
+#include "instances.cuh"
+
+namespace muon_kernels::sm90 {
+
+template cudaError_t launch_group<__half, false>(const GemmItem*, int, const GemmArgs&, cudaStream_t);
+
+}  // namespace muon_kernels::sm90

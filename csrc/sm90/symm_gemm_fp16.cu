@@ -1,0 +1,8 @@
+// The instances of gemm_sm90_kernel for symm_gemm in fp16.
+#include "instances.cuh"
+
+namespace muon_kernels::sm90 {
+
+template cudaError_t launch_group<__half, true>(const GemmItem*, int, const GemmArgs&, cudaStream_t);
+
+}  // namespace muon_kernels::sm90

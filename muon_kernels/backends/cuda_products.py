@@ -1,0 +1,124 @@
+"""symm_gemm and gemm_add on the Hopper kernels of csrc/sm90: layout rules, integers, launch.
+
+The copy engine that feeds the tensor cores moves 16 bytes at a time: it wants 16-bit elements, one unit stride a matrix
+with a size that is a multiple of 8 elements, and addresses and all other strides in multiples of 16 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import extension
+
+_CAPABILITY = (9, 0)
+_DTYPES = {torch.bfloat16: 1, torch.float16: 2}
+"""csrc/api.h's DType."""
+
+_STEP = 8
+"""Elements in 16 bytes."""
+
+
+def refusal(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) -> str | None:
+    """Why the product kernels cannot take these lists on this device, or None."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability != _CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is not 9.0"
+    try:
+        if lists:
+            _items(op == "symm_gemm", *lists)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def symm_gemm(
+    a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float, delta: float
+) -> None:
+    """See `muon_kernels.ops.symm_gemm`. One launch for up to 16 entries with the same memory orders."""
+    launch(True, a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
+
+
+def gemm_add(
+    a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float
+) -> None:
+    """See `muon_kernels.ops.gemm_add`. One launch for up to 16 entries with the same memory orders."""
+    launch(False, a, b, c, outs, alpha=alpha, beta=beta)
+
+
+def launch(
+    symmetric: bool,
+    a: list[Tensor],
+    b: list[Tensor],
+    c: list[Tensor],
+    outs: list[Tensor],
+    *,
+    alpha: float,
+    beta: float,
+    delta: float = 0.0,
+    factors: Sequence[Tensor] = (),
+    tile: int = -1,
+) -> None:
+    """out[i] = alpha * factors[i] * a[i] b[i] + beta * c[i] + delta * I for every matrix of every entry.
+
+    Args:
+        symmetric: the results are symmetric; compute and mirror one triangle. `delta` needs it.
+        factors: per entry a contiguous float32 [batch] on the device; none for 1.
+        tile: the tile shape, an index into csrc/sm90/shapes.cuh; -1 lets choose_gemm_tile decide.
+
+    Raises:
+        TypeError: a dtype that is not one 16-bit type for all lists.
+        ValueError: a tensor whose address or strides break the rules above.
+    """
+    items = _items(symmetric, a, b, c, outs, factors)
+    device = outs[0].device
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        extension.load().gemm(symmetric, items, _DTYPES[outs[0].dtype], alpha, beta, delta, tile, stream)
+
+
+def _items(
+    symmetric: bool,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    c: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    factors: Sequence[Tensor] = (),
+) -> list[tuple[int, ...]]:
+    """The rows of 21 integers that csrc/bindings.cpp reads, one per entry."""
+    items = []
+    for i, out in enumerate(outs):
+        for name, tensor in (("a", a[i]), ("b", b[i]), ("outs", out), *((("c", c[i]),) if c else ())):
+            if tensor.dtype not in _DTYPES or tensor.dtype != out.dtype:
+                raise TypeError(f"{name}[{i}] must be bfloat16 or float16, as all other tensors, got {tensor.dtype}")
+        batch, m, k = a[i].shape
+        if k == 0:
+            raise ValueError(f"a[{i}] must have at least one column, got {list(a[i].shape)}")
+        order = _view("outs", i, out)
+        addend = _view("c", i, c[i]) if c else (0, 0, 0, 1)
+        if c and not symmetric and (addend[3] == 1) != (order[3] == 1):
+            raise ValueError(
+                f"c[{i}] must have the memory order of outs[{i}], strides {out.stride()}, got {c[i].stride()}"
+            )
+        factor = factors[i].data_ptr() if factors else 0
+        items.append((batch, m, out.shape[2], k, *_view("a", i, a[i]), *_view("b", i, b[i]), *addend, *order, factor))
+    return items
+
+
+def _view(name: str, i: int, tensor: Tensor) -> tuple[int, int, int, int]:
+    """Address, batch stride, row stride, column stride; a stride that is never taken becomes a legal one."""
+    batch, rows, cols = tensor.shape
+    batch_stride, row_stride, col_stride = tensor.stride()
+    address = tensor.data_ptr()
+    if address % 16 == 0 and (batch <= 1 or batch_stride % _STEP == 0):
+        if col_stride == 1 and cols % _STEP == 0 and (row_stride % _STEP == 0 or rows == 1):
+            return address, batch_stride, row_stride if rows > 1 else cols, 1
+        if row_stride == 1 and rows % _STEP == 0 and (col_stride % _STEP == 0 or cols == 1):
+            return address, batch_stride, 1, col_stride if cols > 1 else rows
+    raise ValueError(
+        f"{name}[{i}] must start on 16 bytes, have one unit stride with a size that is a multiple of {_STEP}, and "
+        f"other strides that are multiples of {_STEP}; got shape {list(tensor.shape)}, strides {tensor.stride()}, "
+        f"address {address % 16} mod 16"
+    )
