@@ -1,8 +1,9 @@
-// The epilogue of a consumer warpgroup: acc <- alpha acc + beta C + delta I in fp32, rounded once, and stored in 64 x 64
-// boxes through shared memory by the copy engine, which clips at the edges of the matrix.
+// The epilogue of a consumer warpgroup: acc <- alpha acc + beta C + delta I in fp32, rounded once, and stored in 64 x
+// 64 boxes through shared memory by the copy engine, which clips at the edges of the matrix.
 //
 // A symmetric product stores every box below the diagonal twice, the second time transposed. A box on the diagonal is
-// stored once: its transpose is written to shared memory first and its lower half over it, so that it is bitwise symmetric.
+// stored once: its transpose is written to shared memory first and its lower half over it, so that it is bitwise
+// symmetric.
 #pragma once
 
 #include "mainloop.cuh"
@@ -29,8 +30,8 @@ __device__ __forceinline__ float2 unpack(uint32_t pair) {
   }
 }
 
-// Where a thread of a warpgroup finds its fragments in a swizzled box of 64 rows of 128 bytes. Fragment i of column pair p
-// (16 columns) holds rows 16 warp + 8 (i & 1) + ..., columns 16 p + 8 (i >> 1) + ...
+// Where a thread of a warpgroup finds its fragments in a swizzled box of 64 rows of 128 bytes. Fragment i of column
+// pair p (16 columns) holds rows 16 warp + 8 (i & 1) + ..., columns 16 p + 8 (i >> 1) + ...
 struct FragmentMap {
   uint32_t warp, lane;
 
@@ -125,7 +126,8 @@ class Epilogue {
     if (table.delta != 0.0f && tile.row < tile.col + Shape::kTileN && tile.col < tile.row + Shape::kTileM) {
 #pragma unroll
       for (int r = 0; r < Shape::kMmaRows; ++r) {
-        const int ahead = tile.row - tile.col + first_row + 64 * r + 16 * map_.warp + map_.lane / 4 - 2 * (map_.lane % 4);
+        const int here = 16 * map_.warp + map_.lane / 4 - 2 * (map_.lane % 4);  // row - column of element 0
+        const int ahead = tile.row - tile.col + first_row + 64 * r + here;
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) {
           if (ahead + 8 * (i / 2 % 2) == 8 * (i / 4) + i % 2) acc[r][i] += table.delta;

@@ -28,8 +28,8 @@ GemmItem transposed(const GemmItem& item) {
   return flipped;
 }
 
-// The copy engine writes rows: a column-major result is computed as its transpose. A symmetric result can be either, which
-// saves the instances for an MN-major A with a K-major B.
+// The copy engine writes rows: a column-major result is computed as its transpose. A symmetric result can be either,
+// which saves the instances for an MN-major A with a K-major B.
 template <bool kSymmetric>
 GemmItem oriented(const GemmItem& item) {
   GemmItem result = item;
@@ -63,7 +63,8 @@ cudaError_t launch(const GemmItem* items, int64_t count, const GemmArgs& args, c
   for (size_t first = 0, last; first < list.size(); first = last) {
     last = first + 1;
     while (last < list.size() && last - first < kMaxEntries && majors(list[last]) == majors(list[first])) ++last;
-    if (const cudaError_t error = launch_group(&list[first], static_cast<int>(last - first), args, stream)) return error;
+    const int size = static_cast<int>(last - first);
+    if (const cudaError_t error = launch_group(&list[first], size, args, stream)) return error;
   }
   return cudaSuccess;
 }

@@ -1,9 +1,11 @@
 // gemm_sm90_kernel: out = alpha A B + beta C + delta I for a list of problems (problem.h), in one persistent grid.
 //
-// Warpgroup 0 loads: one thread drives the copy engine. Warpgroups 1 and 2 multiply and store; cooperative or alternating,
-// shared memory: see tile.cuh. Limits: 16-bit elements; base addresses, all strides but the unit one, and sizes along the
-// unit stride multiples of 16 bytes (the copy engine reads and writes whole ones); k >= 1; m, n, k < 2^31. A symmetric launch computes the lower triangle of tiles
-// and mirrors it: it needs A B and C symmetric and delivers a bitwise symmetric result.
+// Warpgroup 0 loads: one thread drives the copy engine. Warpgroups 1 and 2 multiply and store, cooperatively or in
+// turns, see tile.cuh, which also maps shared memory. A symmetric launch computes the lower triangle of tiles and
+// mirrors it: A B and C must be symmetric, and the result is bitwise so.
+//
+// Limits: 16-bit elements; base addresses, all strides but the unit one, and sizes along the unit stride multiples of
+// 16 bytes (the copy engine writes whole ones, also past the edge of a matrix); k >= 1; m, n, k < 2^31.
 #pragma once
 
 #include "epilogue.cuh"

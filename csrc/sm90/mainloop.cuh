@@ -1,8 +1,9 @@
 // The mainloop: one thread fills a ring of shared-memory stages with the copy engine, warpgroups multiply out of it.
 //
-// The ring carries, tile after tile, the k steps of a tile and then, if the product adds C, that tile's C. A full barrier
-// completes when a stage's bytes have landed, an empty barrier when every consumer warp that reads the stage, in every
-// block of the cluster, is done with it. In a cluster each block loads its own operand and C, and its share of the shared operand to all.
+// The ring carries, tile after tile, the k steps of a tile and then, if the product adds C, that tile's C. A full
+// barrier completes when a stage's bytes have landed, an empty barrier when every consumer warp that reads the stage,
+// in every block of the cluster, is done with it. In a cluster each block loads its own operand and C, and its share of
+// the shared operand to all.
 #pragma once
 
 #include "problem.h"
@@ -56,7 +57,8 @@ __device__ __forceinline__ void initialise_barriers(uint32_t barriers) {
   barrier_init_fence();
 }
 
-// Loads kExtent m or n by kTileK; each of kShares blocks loads its part to all of them. A K-major box holds kBoxRows of them.
+// Loads kExtent m or n by kTileK; each of kShares blocks loads its part to all of them. A K-major box holds kBoxRows of
+// them.
 template <Major kMajor, int kExtent, int kBoxRows, int kShares>
 __device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap& map, uint32_t barrier, int k, int mn,
                                              int batch, uint32_t rank) {
@@ -79,7 +81,8 @@ __device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap&
 
 // One thread: everything that one tile needs, in the order of the ring.
 template <class Shape, Major kMajorA, Major kMajorB>
-__device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring, uint32_t rank) {
+__device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
+                                          uint32_t rank) {
   constexpr int kShares = Shape::kCluster;
   const GemmEntry& problem = table.entries[tile.entry];
   if (table.has_c) {  // comes last, and for all blocks at about the same time: ask for it early
@@ -124,8 +127,9 @@ __device__ __forceinline__ uint32_t stages_of(const GemmTable& table, int entry)
   return (table.entries[entry].k + kTileK - 1) / kTileK + (table.has_c ? Shape::kStagesC : 0);
 }
 
-// Alternating warpgroups take turns at the ring. A warpgroup passes the turn on once it has seen every stage of its tile
-// full: a barrier shows only the parity of its phase, so nobody may wait for a phase whose predecessor is still open.
+// Alternating warpgroups take turns at the ring. A warpgroup passes the turn on once it has seen every stage of its
+// tile full: a barrier shows only the parity of its phase, so nobody may wait for a phase whose predecessor is still
+// open.
 template <class Shape>
 struct Turns {
   static constexpr uint32_t kFirstBarrier = 1 + kConsumers;
@@ -147,7 +151,8 @@ struct Turns {
 // A consumer warpgroup: its rows of A B, kN columns. `first_row` is the warpgroup's first row in the tile.
 template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kN>
 __device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][kN / 2], Ring<Shape>& ring,
-                                              int k_extent, int first_row, uint32_t consumer, uint32_t lane, bool has_c) {
+                                              int k_extent, int first_row, uint32_t consumer, uint32_t lane,
+                                              bool has_c) {
   const uint64_t first_a = operand_descriptor<kMajorA>(ring.stages + first_row / 64 * kBoxBytes);
   const uint64_t first_b = operand_descriptor<kMajorB>(ring.stages + Shape::kBytesA);
   Ring<Shape> done = ring;

@@ -12,8 +12,8 @@ struct GemmEntry {
   CUtensorMap a, b, c, out;
   const float* factors;  // one per matrix, on the device, or null
   int m, n, k;
-  int tasks, first_task;      // what a cluster computes at a time: number per matrix, and in the entries before this one
-  int halves, first_half;     // the same of the tiles of half the width (walk.cuh)
+  int tasks, first_task;   // what a cluster computes at a time: number per matrix, and in the entries before this one
+  int halves, first_half;  // the same of the tiles of half the width (walk.cuh)
 };
 
 struct GemmTable {

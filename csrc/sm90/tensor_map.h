@@ -8,8 +8,8 @@
 
 namespace muon_kernels::sm90 {
 
-// A batch of matrices of 16-bit elements whose rows are contiguous, and the box that one copy moves: box_rows x 64 columns,
-// in the 128-byte swizzle. Strides count elements.
+// A batch of matrices of 16-bit elements whose rows are contiguous, and the box that one copy moves: box_rows x 64
+// columns, in the 128-byte swizzle. Strides count elements.
 struct TensorBox {
   const void* data;
   int64_t batch, rows, cols;
@@ -29,7 +29,8 @@ inline cudaError_t encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type,
   const int64_t batch_stride = box.batch > 1 ? box.batch_stride : box.row_stride;
   const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(box.cols), static_cast<cuuint64_t>(box.rows),
                                static_cast<cuuint64_t>(box.batch)};
-  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(box.row_stride) * 2, static_cast<cuuint64_t>(batch_stride) * 2};
+  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(box.row_stride) * 2,
+                                 static_cast<cuuint64_t>(batch_stride) * 2};  // in bytes
   const cuuint32_t extents[3] = {64, box.box_rows, 1};
   const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(encoder)(

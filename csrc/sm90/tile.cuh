@@ -1,7 +1,8 @@
 // The shapes of a product kernel: its tile, how two consumer warpgroups divide it, and the map of shared memory.
 //
-// Cooperative: both warpgroups share a tile, each takes half of its rows. Alternating: each warpgroup has whole tiles, one
-// computes while the other stores. The kCluster blocks of a cluster take tiles that share B, or sometimes A (walk.cuh).
+// Cooperative: both warpgroups share a tile, each takes half of its rows. Alternating: each warpgroup has whole tiles,
+// one computes while the other stores. The kCluster blocks of a cluster take tiles that share B, or sometimes A
+// (walk.cuh).
 //
 // Shared memory: kStages stages of [A box(es) | B box(es)], then per warpgroup kStagingBoxes boxes of 64 x 64 outputs,
 // then a full and an empty barrier per stage.

@@ -1,8 +1,8 @@
 // The order in which a persistent grid visits the tiles of a problem list.
 //
-// A task is what the blocks of one cluster compute at a time. The entries follow each other, then the matrices of an entry,
-// then the tasks of a matrix, in an order in which clusters that run together share operands in L2. A symmetric walk
-// visits only tiles that meet the lower triangle.
+// A task is what the blocks of one cluster compute at a time. The entries follow each other, then the matrices of an
+// entry, then the tasks of a matrix, in an order in which clusters that run together share operands in L2. A symmetric
+// walk visits only tiles that meet the lower triangle.
 #pragma once
 
 #include <type_traits>
@@ -58,7 +58,8 @@ __device__ __forceinline__ int entry_of(const GemmTable& table, int task) {
   return entry;
 }
 
-// Cluster tiles of kRows x kTileN, all blocks in one column, in bands of about 2048 rows; inside a band columns are outer.
+// Cluster tiles of kRows x kTileN, all blocks in one column, in bands of about 2048 rows; inside a band columns are
+// outer.
 template <class Shape, bool kSymmetric>
 struct BandedWalk {
   static constexpr int kRows = Shape::kTileM * Shape::kCluster;
@@ -115,9 +116,9 @@ struct BandedWalk {
   }
 };
 
-// The lower triangle of square tiles in pairs that share an operand, with at most one tile too many in all: column by column
-// two rows at a time from the diagonal down; where a column has an odd number, its tile in the last row remains, and
-// those pair up along that row.
+// The lower triangle of square tiles in pairs that share an operand, with at most one tile too many in all: column by
+// column two rows at a time from the diagonal down; where a column has an odd number, its tile in the last row remains,
+// and those pair up along that row.
 template <class Shape>
 struct PairedWalk {
   static constexpr int kEdge = Shape::kTileM;

@@ -1,7 +1,8 @@
 // The warpgroup matrix instruction: D[64, N] += A[64, 16] B[16, N], A and B in shared memory, D in registers, fp32.
 //
-// Thread t of a warpgroup holds of D: row 16 (t / 32) + t % 32 / 4 + 8 h, column 8 j + 2 (t % 4) + e in element 4 j + 2 h + e.
-// Operands lie in shared memory in the 128-byte swizzle, in groups of 8 rows of 128 bytes (1024 bytes), which need 1024-byte alignment:
+// Thread t of a warpgroup holds of D: row 16 (t / 32) + t % 32 / 4 + 8 h, column 8 j + 2 (t % 4) + e in element
+// 4 j + 2 h + e. Operands lie in shared memory in the 128-byte swizzle, in groups of 8 rows of 128 bytes,
+// aligned to 1024:
 //   K-major:  a row is 64 consecutive k of one m or n; groups of 8 m or n follow each other; 16 k further are 32 bytes.
 //   MN-major: a row is 64 consecutive m or n of one k; groups of 8 k follow each other; 16 k further are 2048 bytes;
 //             the next 64 m or n are one whole [kTileK, 64] box further.
@@ -25,7 +26,8 @@ template <Major kMajor>
 __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
   constexpr uint64_t kSwizzle128 = 1ull << 62;
   constexpr uint64_t kGroupStride = static_cast<uint64_t>(1024 >> 4) << 32;
-  constexpr uint64_t kBoxStride = static_cast<uint64_t>(kMajor == Major::kMN ? kBoxBytes >> 4 : 1) << 16;  // unread if K-major
+  // Not read if K-major.
+  constexpr uint64_t kBoxStride = static_cast<uint64_t>(kMajor == Major::kMN ? kBoxBytes >> 4 : 1) << 16;
   return kSwizzle128 | kGroupStride | kBoxStride | ((address & 0x3FFFF) >> 4);
 }
 
