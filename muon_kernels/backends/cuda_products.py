@@ -88,7 +88,7 @@ def _items(
     factors: Sequence[Tensor] = (),
 ) -> list[tuple[int, ...]]:
     """The rows of 21 integers that csrc/bindings.cpp reads, one per entry."""
-    items = []
+    items: list[tuple[int, ...]] = []
     for i, out in enumerate(outs):
         for name, tensor in (("a", a[i]), ("b", b[i]), ("outs", out), *((("c", c[i]),) if c else ())):
             if tensor.dtype not in _DTYPES or tensor.dtype != out.dtype:
