@@ -50,6 +50,8 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
         sm = _launch.capability(device)
         if sm < _MINIMUM_CAPABILITY:
             return f"compute capability {sm // 10}.{sm % 10} is below 8.0"
+        if op in ("symm_gemm", "gemm_add") and lists and lists[0][0].dtype == torch.float32:
+            return "float32 products are for the interpreter; on a device cuBLAS is faster"
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:
             return f"no Triton kernel for {tensors[0].dtype}"
