@@ -19,7 +19,7 @@ def test_auto_on_the_cpu_is_the_reference():
 
 def test_a_named_backend_that_cannot_run_raises_with_its_reason():
     x = torch.zeros(1, 2, 2)
-    with muon_kernels.use_backend("cuda"), pytest.raises(muon_kernels.BackendUnavailable, match=r"'cuda' cannot run"):
+    with muon_kernels.use_backend("cuda"), pytest.raises(muon_kernels.BackendUnavailable, match=r"no backend of 'cuda' can run gemm_add: cuda: device is cpu"):
         gemm_add([x], [x], [], [torch.empty_like(x)])
 
 
@@ -32,11 +32,31 @@ def test_environment_variable(monkeypatch):
 
 
 def test_unknown_names(monkeypatch):
-    with pytest.raises(ValueError, match=r"backend must be 'auto' or one of .*reference, got 'cublas'"):
+    with pytest.raises(ValueError, match=r"backend must be 'auto' or some of .*reference, got 'cublas'"):
         muon_kernels.use_backend("cublas").__enter__()
     monkeypatch.setenv("MUON_KERNELS_BACKEND", "nope")
     with pytest.raises(ValueError, match="got 'nope'"):
         backends.requested()
+
+
+def test_several_names_mean_the_first_that_can():
+    with muon_kernels.use_backend("cuda,reference"):
+        assert backends.select("gemm_add", CPU, ()) is reference.gemm_add
+    with pytest.raises(ValueError, match="got 'cuda,cublas'"):
+        muon_kernels.use_backend("cuda,cublas").__enter__()
+
+
+def test_auto_takes_only_what_is_listed_for_it(monkeypatch):
+    """An op that a backend could run, but that "auto" does not list, goes on down the list and says so."""
+    monkeypatch.setattr(backends._backend("triton"), "unavailable_reason", lambda *args: None)
+    monkeypatch.setattr(backends._backend("cuda"), "unavailable_reason", lambda *args: None)
+    cuda = torch.device("cuda", 0)
+    assert backends.select("gemm_add", cuda, ()) is reference.gemm_add
+    assert backends.select("apply", cuda, ()) is backends._backend("cuda").apply
+    assert "cuda: runs only when it is asked for by name" in muon_kernels.explain("cpu")
+    with muon_kernels.use_backend("cuda"):
+        assert backends.select("gemm_add", cuda, ()) is backends._backend("cuda").OPS["gemm_add"]
+    assert set(backends.AUTO_OPS) == set(backends.NAMES)
 
 
 def test_use_backend_ends_with_its_block_and_stays_in_its_thread():

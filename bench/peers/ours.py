@@ -1,4 +1,4 @@
-"""muon_kernels as a user calls it, and with each backend by name."""
+"""muon_kernels as a user calls it, and with each backend by name (the reference where that has no kernel)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from .base import LR, WEIGHT_DECAY, Orthogonalizer, Stepper, promise
 
 
 def _on(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    request = backend if backend == "reference" else f"{backend},reference"
+
     def call(*args: Tensor) -> Any:
-        with use_backend(backend):
+        with use_backend(request):
             return function(*args)
 
     return call

@@ -3,7 +3,7 @@
 // One block per chunk, one pass over memory: reads param and update, writes param. The two factors are computed in float64
 // and rounded to fp32; the arithmetic per element is fp32 with one rounding to the parameter dtype at the end. A table
 // holds 906 dense or 429 strided tensors; longer lists take several launches.
-// Limits: at most 2^31 - 1 chunks of at least 4096 elements per tensor; operands must not overlap each other.
+// Limits: at most 2^31 - 1 chunks of 4096 elements per tensor; operands must not overlap each other.
 
 #include <cstdint>
 

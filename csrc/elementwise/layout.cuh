@@ -1,6 +1,6 @@
 // How a tensor of a multi-tensor launch is cut into chunks, and where the elements of a chunk lie in memory.
 //
-// A block of kThreads threads owns one chunk of at most View::kChunk elements. Inside a chunk, span k is W neighbouring elements
+// A block of kThreads threads owns one chunk of at most kChunk elements. Inside a chunk, span k is W neighbouring elements
 // and belongs to thread k % kThreads, so neighbouring threads touch neighbouring memory. W is the vector width of the
 // dtypes in chunks that are whole and aligned for every operand, and 1 in the others. The cut depends on the tensor
 // alone, never on the launch: sums over chunks have the same bits whatever else is in the list.
@@ -12,8 +12,9 @@
 namespace muon_kernels {
 
 constexpr int kThreads = 256;
-constexpr int kSpansPerThread = 4;  // vectors of a dense chunk
+constexpr int kChunk = 4096;
 constexpr int kTile = 64;  // a strided chunk is a tile of kTile x kTile elements
+static_assert(kTile * kTile == kChunk);
 
 // The widest vector that is at most 16 bytes for every operand.
 template <typename... Ts>
@@ -34,7 +35,6 @@ template <typename... Ts>
 struct Flat {
   static constexpr int kOperands = sizeof...(Ts);
   static constexpr int kWidth = vector_width<Ts...>();
-  static constexpr int kChunk = kSpansPerThread * kThreads * kWidth;
 
   struct Span {
     int64_t start;
@@ -82,7 +82,6 @@ template <typename... Ts>
 struct Strided {
   static constexpr int kOperands = sizeof...(Ts);
   static constexpr int kWidth = vector_width<Ts...>();
-  static constexpr int kChunk = kTile * kTile;
 
   struct Span {
     int64_t starts[kOperands];

@@ -3,7 +3,7 @@
 // One block per chunk, one pass over memory: reads grad and momentum, writes momentum and out. All arithmetic is fp32;
 // squares are summed in float64 over the rounded outputs: thread, then warp, then block, then (second kernel) chunks of a
 // tensor, always in the same order. A table holds 815 dense or 339 strided tensors; longer lists take several launches.
-// Limits: at most 2^31 - 1 chunks of at least 4096 elements per tensor; operands must not overlap each other.
+// Limits: at most 2^31 - 1 chunks of 4096 elements per tensor; operands must not overlap each other.
 
 #include <algorithm>
 #include <cstdint>

@@ -13,7 +13,7 @@ constexpr int kMinBlocks = 3;
 // Op provides Input<W>, load<W>(span) -> Input<W> and finish<W>(span, input).
 template <int W, class View, class Op>
 __device__ void walk_chunk(const View& view, uint32_t chunk, Op&& op) {
-  constexpr int kSpans = View::kChunk / (kThreads * W);
+  constexpr int kSpans = kChunk / (kThreads * W);
   constexpr int kBatch = W > 1 ? 2 : 4;
 #pragma unroll 1
   for (int base = 0; base < kSpans; base += kBatch) {

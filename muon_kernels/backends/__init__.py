@@ -27,6 +27,10 @@ NAMES = ("cuda", "triton", "reference")
 
 OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "apply")
 
+AUTO_OPS = {"cuda": ("prologue", "apply"), "triton": (), "reference": OP_NAMES}
+"""What "auto" chooses from: the ops whose tests, alone and within whole optimizer steps, have passed on a GPU. The
+others run when their backend is asked for by name."""
+
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("muon_kernels_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
 
@@ -38,13 +42,17 @@ class BackendUnavailable(RuntimeError):
 
 
 def requested() -> str:
-    """The backend in force: `use_backend`, else the environment variable, else "auto"."""
+    """The request in force: `use_backend`, else the environment variable, else "auto"."""
     return _validate(_override.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "auto")
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block every op runs on backend `name` ("auto", "reference" or "cuda") or raises BackendUnavailable.
+    """Within the block every op runs on the backend `name`, or raises BackendUnavailable.
+
+    Args:
+        name: "auto", "reference", "cuda", "triton", or several with commas between them ("cuda,reference"): every op
+            then runs on the first of them that can.
 
     Holds for the current thread or asyncio task. Raises ValueError for an unknown name.
     """
@@ -64,24 +72,18 @@ def select(op: str, device: torch.device, lists: TensorLists) -> Callable[..., N
         lists: the op's tensor lists; each list has one dtype (the ops check that).
 
     Raises:
-        BackendUnavailable: a backend was asked for by name and refuses; the message holds its reason.
+        BackendUnavailable: no backend that was asked for by name can run it; the message holds the reasons.
     """
-    name = requested()
-    if name != "auto":
-        backend = _backend(name)
-        reason = backend.unavailable_reason(op, device, lists)
-        if reason is not None:
-            raise BackendUnavailable(f"backend '{name}' cannot run {op}: {reason}")
-        return backend.OPS[op]
-    if device.type != "cuda":
-        return _backend("reference").OPS[op]
-    for name in NAMES[:-1]:
-        backend = _backend(name)
-        reason = backend.unavailable_reason(op, device, lists)
+    request = requested()
+    refusals = []
+    for name in NAMES if request == "auto" else request.split(","):
+        reason = _refusal(name, op, device, lists, auto=request == "auto")
         if reason is None:
-            return backend.OPS[op]
-        _log_once(name, op, reason)
-    return _backend("reference").OPS[op]
+            return _backend(name).OPS[op]
+        refusals.append(f"{name}: {reason}")
+        if request == "auto" and device.type == "cuda":
+            _log_once(name, op, reason)
+    raise BackendUnavailable(f"no backend of '{request}' can run {op}: {'; '.join(refusals)}")
 
 
 def explain(device: torch.device | str | None = None) -> str:
@@ -94,9 +96,10 @@ def explain(device: torch.device | str | None = None) -> str:
     if where.type == "cuda" and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(where)
         label += f" ({torch.cuda.get_device_name(where)}, sm_{major}{minor})"
-    lines = [f"device {label}, backend requested: {requested()}", f"{'op':<11} {'runs on':<11} refused by"]
+    request = requested()
+    lines = [f"device {label}, backend requested: {request}", f"{'op':<11} {'runs on':<11} refused by"]
     for op in OP_NAMES:
-        refusals = {n: r for n in NAMES if (r := _backend(n).unavailable_reason(op, where, ()))}
+        refusals = {n: r for n in NAMES if (r := _refusal(n, op, where, (), auto=request == "auto"))}
         try:
             chosen = select(op, where, ())
             runner = next(n for n in NAMES if _backend(n).OPS.get(op) is chosen)
@@ -106,15 +109,22 @@ def explain(device: torch.device | str | None = None) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _refusal(name: str, op: str, device: torch.device, lists: TensorLists, *, auto: bool) -> str | None:
+    reason: str | None = _backend(name).unavailable_reason(op, device, lists)
+    if reason is None and auto and op not in AUTO_OPS[name]:
+        reason = "runs only when it is asked for by name"
+    return reason
+
+
 @cache
 def _backend(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def _validate(name: str) -> str:
-    if name != "auto" and name not in NAMES:
-        raise ValueError(f"backend must be 'auto' or one of {', '.join(NAMES)}, got {name!r}")
-    return name
+def _validate(request: str) -> str:
+    if request != "auto" and not set(request.split(",")) <= set(NAMES):
+        raise ValueError(f"backend must be 'auto' or some of {', '.join(NAMES)}, got {request!r}")
+    return request
 
 
 def _log_once(name: str, op: str, reason: str) -> None:
