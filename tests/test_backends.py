@@ -19,7 +19,12 @@ def test_auto_on_the_cpu_is_the_reference():
 
 def test_a_named_backend_that_cannot_run_raises_with_its_reason():
     x = torch.zeros(1, 2, 2)
-    with muon_kernels.use_backend("cuda"), pytest.raises(muon_kernels.BackendUnavailable, match=r"no backend of 'cuda' can run gemm_add: cuda: device is cpu"):
+    with (
+        muon_kernels.use_backend("cuda"),
+        pytest.raises(
+            muon_kernels.BackendUnavailable, match=r"no backend of 'cuda' can run gemm_add: cuda: device is cpu"
+        ),
+    ):
         gemm_add([x], [x], [], [torch.empty_like(x)])
 
 
