@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import auxiliary
 from .coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
+from .matrices import Layout, freeze_layout, split, step_factor
 from .ops import apply, prologue
 from .orthogonalize import (
     DEFAULT_EPS,
@@ -26,9 +27,9 @@ from .scaling import Rule, resolve_rule
 from .workspace import Wave, empty_batch, plan_waves
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
-DEFAULT_CPU_WORKSPACE_BYTES = 4 * 2**20
-"""On a CPU a matrix runs through the whole chain before the next one starts, while it is in the cache. One thread,
-12 matrices of 768 x 768 and 6 of 768 x 3072: 906 ms with waves of one matrix, 957 ms all at once."""
+DEFAULT_CPU_WORKSPACE_BYTES = 24 * 2**20
+"""On a CPU few matrices run through the whole chain at a time, so that they stay in the cache. Two threads, 32 MiB of L3,
+16 matrices of 768 x 768 and 8 of 768 x 3072 in bfloat16: 696, 683, 701, 704 ms with 4, 24, 48, 96 MiB."""
 
 
 class _LossScale(NamedTuple):
@@ -39,6 +40,15 @@ class _LossScale(NamedTuple):
 
     def on(self, device: torch.device) -> _LossScale:
         return _LossScale(*(None if value is None else value.to(device, non_blocking=True) for value in self))
+
+
+class _Matrix(NamedTuple):
+    """One problem of a step: views of a parameter, its gradient and its momentum, and the rule's factor for lr."""
+
+    param: Tensor
+    grad: Tensor
+    momentum: Tensor
+    scale: float
 
 
 class Muon(Optimizer):
@@ -68,8 +78,11 @@ class Muon(Optimizer):
         compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
         momentum_dtype: dtype of the momentum buffers; default: that of the gradient.
         maximize: ascend instead of descend.
+        layout: how a parameter is made of matrices: None for a 2-D one as it is; "flatten" and others for convolutions,
+            experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
+            parameter of its own.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
-            that needs more still runs. Default: 512 MiB, on the CPU 4 MiB.
+            that needs more still runs. Default: 512 MiB, on the CPU 24 MiB.
 
     Raises:
         TypeError, ValueError: an argument or a group option that is out of its range, by name and value.
@@ -94,6 +107,7 @@ class Muon(Optimizer):
         compute_dtype: torch.dtype | None = None,
         momentum_dtype: torch.dtype | None = None,
         maximize: bool = False,
+        layout: Layout = None,
         max_workspace_bytes: int | None = None,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -110,6 +124,7 @@ class Muon(Optimizer):
             "compute_dtype": compute_dtype,
             "momentum_dtype": momentum_dtype,
             "maximize": maximize,
+            "layout": layout,
         }
         _check_common(defaults)
         _check_muon(defaults)
@@ -129,13 +144,17 @@ class Muon(Optimizer):
         if group["use_muon"]:
             _check_muon(options)
             group["ns_coefficients"] = freeze_coefficients(options["ns_coefficients"])
+            group["layout"] = freeze_layout(options["layout"])
         else:
             auxiliary.check_group(options)
         before = len(self.param_groups)
         super().add_param_group(group)
         try:
             for p in self.param_groups[-1]["params"]:
-                _check_param(p, group["use_muon"])
+                if not p.is_floating_point():
+                    raise TypeError(f"parameters must be real floating point, got {p.dtype} for {list(p.shape)}")
+                if group["use_muon"]:
+                    split(p.detach(), group["layout"])
         except (TypeError, ValueError):
             del self.param_groups[before:]
             raise
@@ -147,8 +166,9 @@ class Muon(Optimizer):
             group.setdefault("use_muon", True)
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-            if isinstance(group["ns_coefficients"], list):
+            if group["use_muon"]:
                 group["ns_coefficients"] = freeze_coefficients(group["ns_coefficients"])
+                group["layout"] = freeze_layout(group["layout"])
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_max_workspace_bytes": self._max_workspace_bytes}
@@ -186,11 +206,11 @@ class Muon(Optimizer):
             if group["use_muon"]:
                 _check_muon(group)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        for group, params in work:
-            if group["use_muon"]:
-                for bucket in self._buckets(group, params):
-                    self._step_bucket(group, bucket, amp)
-            elif params:
+        buckets = [self._buckets(group, params) if group["use_muon"] else [] for group, params in work]
+        for (group, params), group_buckets in zip(work, buckets, strict=True):
+            for bucket in group_buckets:
+                self._step_bucket(group, bucket, amp)
+            if params and not group["use_muon"]:
                 for p in params:
                     if not self.state[p]:
                         self.state[p].update(auxiliary.init_state(p, group))
@@ -204,9 +224,29 @@ class Muon(Optimizer):
                 )
         return loss
 
-    def _buckets(self, group: dict[str, Any], params: list[Tensor]) -> list[list[Tensor]]:
-        """Parameters that run together: equal device and equal dtypes of parameter, gradient and momentum."""
-        buckets: dict[tuple[Any, ...], list[Tensor]] = {}
+    def explain(self) -> str:
+        """A table of the parameters: name or number, shape, algorithm, matrices, and the shape's factor for lr."""
+        rows = [("parameter", "shape", "algorithm", "matrices", "lr scale")]
+        number = 0
+        for group in self.param_groups:
+            names = group.get("param_names") or [None] * len(group["params"])
+            for name, p in zip(names, group["params"], strict=True):
+                algorithm, matrices, scale = group.get("algorithm", "adamw"), "", "1"
+                if group["use_muon"]:
+                    shapes = [tuple(m.shape) for m in split(p.detach(), group["layout"])]
+                    scales = sorted({_scale(group, p, shape) for shape in shapes})
+                    algorithm = "muon"
+                    matrices = ", ".join(f"{shapes.count(s)} x {s[0]}x{s[1]}" for s in dict.fromkeys(shapes))
+                    scale = ", ".join(f"{s:.4g}" for s in scales)
+                rows.append((str(name or number), "x".join(map(str, p.shape)), algorithm, matrices, scale))
+                number += 1
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    def _buckets(self, group: dict[str, Any], params: list[Tensor]) -> list[list[_Matrix]]:
+        """Matrices that run together: equal device and equal dtypes of parameter, gradient and momentum."""
+        buckets: dict[tuple[Any, ...], list[_Matrix]] = {}
+        layout = group["layout"]
         for p in params:
             grad = p.grad
             assert grad is not None
@@ -215,36 +255,38 @@ class Muon(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(
                     grad, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
                 )
+            if layout is not None:
+                grad = _ordered_like(p, grad)
+                state["momentum_buffer"] = _ordered_like(p, state["momentum_buffer"])
+            momentum = state["momentum_buffer"]
             if p.numel():
-                key = (p.device, p.dtype, grad.dtype, state["momentum_buffer"].dtype)
-                buckets.setdefault(key, []).append(p)
+                views = (split(t, layout) for t in (p, grad, momentum))
+                key = (p.device, p.dtype, grad.dtype, momentum.dtype)
+                buckets.setdefault(key, []).extend(
+                    _Matrix(a, b, c, _scale(group, p, a.shape)) for a, b, c in zip(*views, strict=True)
+                )
         return list(buckets.values())
 
-    def _step_bucket(self, group: dict[str, Any], params: list[Tensor], amp: _LossScale) -> None:
-        device = params[0].device
+    def _step_bucket(self, group: dict[str, Any], bucket: list[_Matrix], amp: _LossScale) -> None:
+        device = bucket[0].param.device
         compute = group["compute_dtype"] or default_compute_dtype(device)
-        shapes = tuple((p.shape[0], p.shape[1]) for p in params)
+        shapes = tuple((m.param.shape[0], m.param.shape[1]) for m in bucket)
         default_bytes = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
         for wave in plan_waves(shapes, compute.itemsize, self._max_workspace_bytes or default_bytes):
-            self._step_wave(group, [params[i] for i in wave.order], wave, compute, amp.on(device))
+            self._step_wave(group, [bucket[i] for i in wave.order], wave, compute, amp.on(device))
 
     def _step_wave(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        wave: Wave,
-        compute: torch.dtype,
-        amp: _LossScale,
+        self, group: dict[str, Any], matrices: list[_Matrix], wave: Wave, compute: torch.dtype, amp: _LossScale
     ) -> None:
-        device = params[0].device
+        device = matrices[0].param.device
         # float16 has too little range for what is not normalised yet.
         dtype = torch.bfloat16 if compute == torch.float16 else compute
-        matrices = [empty_batch(*extents, dtype, device) for extents in wave.groups]
-        sumsq = torch.empty(len(params), dtype=torch.float64, device=device)
+        problems = [empty_batch(*extents, dtype, device) for extents in wave.groups]
+        sumsq = torch.empty(len(matrices), dtype=torch.float64, device=device)
         prologue(
-            [p.grad for p in params if p.grad is not None],
-            [self.state[p]["momentum_buffer"] for p in params],
-            _unbind(matrices),
+            [m.grad for m in matrices],
+            [m.momentum for m in matrices],
+            _unbind(problems),
             sumsq,
             momentum=group["momentum"],
             nesterov=group["nesterov"],
@@ -253,10 +295,10 @@ class Muon(Optimizer):
             found_inf=amp.found_inf,
         )
         if group["method"] == "svd":
-            orthogonal = [polar_factor(x) for x in matrices]
+            orthogonal = [polar_factor(x) for x in problems]
         else:
             orthogonal = newton_schulz(
-                matrices,
+                problems,
                 sumsq,
                 resolve_coefficients(group["ns_coefficients"], group["ns_steps"]),
                 method=group["method"],
@@ -265,20 +307,31 @@ class Muon(Optimizer):
                 compute_dtype=compute,
                 overwrite=True,
             )
-        rule = resolve_rule(group["adjust_lr_fn"])
         lr = group["lr"]
         apply(
-            params,
+            [m.param for m in matrices],
             _unbind(orthogonal),
             lr=lr.to(device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
             weight_decay=group["weight_decay"],
-            scales=[rule(p.shape) for p in params],
+            scales=[m.scale for m in matrices],
             found_inf=amp.found_inf,
         )
 
 
 def _unbind(batches: Sequence[Tensor]) -> list[Tensor]:
     return [matrix for batch in batches for matrix in batch.unbind(0)]
+
+
+def _scale(group: dict[str, Any], p: Tensor, shape: Sequence[int]) -> float:
+    return resolve_rule(group["adjust_lr_fn"])(shape) * step_factor(p.shape, group["layout"])
+
+
+def _ordered_like(p: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` itself, or a copy with its dimensions in the order in which the parameter's lie in memory."""
+    if tensor.stride() == p.stride():
+        return tensor
+    ordered = torch.empty_like(p, dtype=tensor.dtype, memory_format=torch.preserve_format)
+    return tensor if ordered.stride() == tensor.stride() else ordered.copy_(tensor)
 
 
 def _check_common(options: dict[str, Any]) -> None:
@@ -297,6 +350,7 @@ def _check_muon(options: dict[str, Any]) -> None:
         raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
     resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
     resolve_rule(options["adjust_lr_fn"])
+    freeze_layout(options["layout"])
     check_options(
         options["method"],
         options["eps"],
@@ -306,16 +360,6 @@ def _check_muon(options: dict[str, Any]) -> None:
     dtype = options["momentum_dtype"]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"momentum_dtype must be None or a floating dtype, got {dtype}")
-
-
-def _check_param(p: Tensor, use_muon: bool) -> None:
-    if not p.is_floating_point():
-        raise TypeError(f"parameters must be real floating point, got {p.dtype} for shape {list(p.shape)}")
-    if use_muon and p.ndim != 2:
-        raise ValueError(
-            f"Muon only supports 2D parameters whereas we found a parameter with size: {list(p.shape)}; "
-            "give others in a group with use_muon=False"
-        )
 
 
 def _check_grads(params: list[Tensor]) -> None:

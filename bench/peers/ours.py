@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -14,7 +15,10 @@ from .base import LR, WEIGHT_DECAY, Orthogonalizer, Stepper, promise
 
 
 def _on(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with ops on `backend`; BackendUnavailable if that runs nothing here."""
     request = backend if backend == "reference" else f"{backend},reference"
+    with use_backend(backend):
+        backends.select("apply", torch.device("cuda" if torch.cuda.is_available() else "cpu"), ())
 
     def call(*args: Tensor) -> Any:
         with use_backend(request):
