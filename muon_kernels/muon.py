@@ -28,8 +28,8 @@ from .workspace import Wave, empty_batch, plan_waves
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
 DEFAULT_CPU_WORKSPACE_BYTES = 24 * 2**20
-"""On a CPU few matrices run through the whole chain at a time, so that they stay in the cache. Two threads, 32 MiB of L3,
-16 matrices of 768 x 768 and 8 of 768 x 3072 in bfloat16: 696, 683, 701, 704 ms with 4, 24, 48, 96 MiB."""
+"""On a CPU few matrices run through the whole chain at a time, so that they stay in the cache. Two threads, 32 MiB of
+L3, 16 matrices of 768 x 768 and 8 of 768 x 3072 in bfloat16: 696, 683, 701, 704 ms with 4, 24, 48, 96 MiB."""
 
 
 class _LossScale(NamedTuple):

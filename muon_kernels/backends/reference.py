@@ -14,8 +14,8 @@ from torch import Tensor
 NAME = "reference"
 
 _SMALLEST_HALF = 256
-"""Below 512 rows halving saves too little on a CPU. bfloat16, 768 x 3072 x 768 whole, halved once, halved twice: 4.0, 3.3,
-3.1 ms on two threads, 7.3, 5.7, 4.9 ms on one; 768 x 768 x 768: 1.08, 0.97, 1.07 ms on two, 1.8, 1.6, 1.5 ms on one."""
+"""Below 512 rows halving saves too little on a CPU. bfloat16, 768 x 3072 x 768 whole, halved once, halved twice: 4.0,
+3.3, 3.1 ms on two threads, 7.3, 5.7, 4.9 ms on one; 768 x 768 x 768: 1.08, 0.97, 1.07 and 1.8, 1.6, 1.5 ms."""
 
 
 def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) -> str | None:
