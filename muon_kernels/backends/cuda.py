@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..layout import as_matrices
 from . import cuda_products
+from .strides import as_matrices
 
 NAME = "cuda"
 

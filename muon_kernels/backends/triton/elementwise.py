@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...layout import as_matrices
+from ..strides import as_matrices
 from .launch import ALIGNMENT, unspecialized
 
 MAX_TENSORS = 64

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muon_kernels.layout import as_matrices
+from muon_kernels.backends.strides import as_matrices
 
 
 def offsets(matrix, operand, operands, element_size):
