@@ -1,4 +1,4 @@
-"""Any list of parameters, in any layouts and dtypes, with any of the gradients missing: as if each matrix were alone."""
+"""Any parameters, in any layouts and dtypes, with any of the gradients missing: as if each matrix were alone."""
 
 import torch
 from hypothesis import given, settings
