@@ -248,3 +248,9 @@ def test_orthogonalize_errs_no_more_than_plain_torch(method, shape):
     with use_backend("reference"):
         plain = muon_kernels.orthogonalize(g, method=method, ns_coefficients="quintic")
     assert_error_ratio(ours, plain, oracle, floor=1e-4)
+
+
+def test_float32_products_are_left_to_others():
+    x = torch.randn(1, 16, 16, device="cuda")
+    with pytest.raises(muon_kernels.BackendUnavailable, match="float32 products are for the interpreter"):
+        ops.gemm_add([x], [x], [], [torch.empty_like(x)])
