@@ -99,7 +99,7 @@ struct GemmArgs {
   float alpha;
   float beta;
   float delta;
-  int tile;  // index of a tile shape of csrc/sm90/launch.cuh, or -1: choose_gemm_tile decides
+  int tile;  // index of a tile shape of csrc/sm90/shapes.cuh, or -1: choose_gemm_tile decides
 };
 
 // Every address, every stride but the unit one and the size along the unit stride must be a multiple of 16 bytes (8

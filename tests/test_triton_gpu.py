@@ -11,7 +11,8 @@ from muon_kernels.testing import assert_error_ratio, polynomial_oracle
 pytest.importorskip("triton")
 
 from muon_kernels.backends import configs
-from muon_kernels.backends.triton import gemm, gemm_add, launch, symm_gemm, warm_up
+from muon_kernels.backends.device import capability
+from muon_kernels.backends.triton import gemm, gemm_add, symm_gemm, warm_up
 
 pytestmark = pytest.mark.gpu
 
@@ -66,7 +67,7 @@ def test_mixed_list_with_transposed_entries(dtype, op):
 def test_every_configuration_gives_the_same_bits(dtype, op, monkeypatch):
     """So the configuration may follow the batch size without a matrix noticing."""
     x = randn(2, 320, 1024, dtype=dtype)
-    candidates = configs.candidates(op, 2, launch.capability(x.device))
+    candidates = configs.candidates(op, 2, capability(x.device))
     results = []
     for config in [*(candidate.config for candidate in candidates), gemm.NARROW]:
         monkeypatch.setattr(gemm, "_config", lambda *args, config=config: config)

@@ -5,15 +5,14 @@ What ops.py has checked (lengths, shapes, one dtype a list, one device) is not c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import extension
 from . import cuda_products
+from .device import capability, on_device
 from .strides import as_matrices
 
 NAME = "cuda"
@@ -21,7 +20,7 @@ NAME = "cuda"
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """csrc/api.h's DType."""
 
-_MINIMUM_CAPABILITY = (8, 0)
+_MINIMUM_CAPABILITY = 80
 
 
 def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) -> str | None:
@@ -39,9 +38,9 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
         if extension.is_broken():
             extension.load()
         return reason
-    reason = _capability_reason(device)
-    if reason is not None:
-        return reason
+    sm = capability(device)
+    if sm < _MINIMUM_CAPABILITY:
+        return f"compute capability {sm // 10}.{sm % 10} is below 8.0"
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:
             return f"no CUDA kernel for {tensors[0].dtype}"
@@ -69,7 +68,7 @@ def prologue(
     device = grads[0].device
     scalars = [_scalar("grad_scale", grad_scale, device), _scalar("found_inf", found_inf, device)]
     items = module.PrologueItems(_matrices("grads, momenta and outs", grads, momenta, outs))
-    with _on(device):
+    with on_device(device):
         partials = torch.empty(module.prologue_partials(items, *dtypes), dtype=torch.float64, device=device)
         module.prologue(
             items,
@@ -105,7 +104,7 @@ def apply(
     if not on_host and lr.device != device:
         raise ValueError(f"lr must be on the CPU or on {device}, got {lr.device}")
     items = _matrices("params and updates", params, updates)
-    with _on(device):
+    with on_device(device):
         module.apply(
             items,
             scales,
@@ -158,21 +157,3 @@ def _matrices(names: str, *lists: list[Tensor]) -> list[tuple[int, ...]]:
             raise ValueError(f"{names} at index {i} must merge into at most two dimensions, got strides {strides}")
         matrices.append(matrix)
     return matrices
-
-
-@cache
-def _capability_reason(device: torch.device) -> str | None:
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _MINIMUM_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
-    return None
-
-
-@contextmanager
-def _on(device: torch.device) -> Iterator[None]:
-    """Makes `device` current; costs nothing worth measuring if it already is."""
-    if device.index == torch.cuda.current_device():
-        yield
-    else:
-        with torch.cuda.device(device):
-            yield

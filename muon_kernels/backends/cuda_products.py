@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import extension
+from .device import capability, on_device
 
-_CAPABILITY = (9, 0)
+_CAPABILITY = 90
 _DTYPES = {torch.bfloat16: 1, torch.float16: 2}
 """csrc/api.h's DType."""
 
@@ -23,9 +24,9 @@ _STEP = 8
 
 def refusal(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) -> str | None:
     """Why the product kernels cannot take these lists on this device, or None."""
-    capability = torch.cuda.get_device_capability(device)
-    if capability != _CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is not 9.0"
+    sm = capability(device)
+    if sm != _CAPABILITY:
+        return f"compute capability {sm // 10}.{sm % 10} is not 9.0"
     try:
         if lists:
             _items(op == "symm_gemm", *lists)
@@ -74,7 +75,7 @@ def launch(
     """
     items = _items(symmetric, a, b, c, outs, factors)
     device = outs[0].device
-    with torch.cuda.device(device):
+    with on_device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
         extension.load().gemm(symmetric, items, _DTYPES[outs[0].dtype], alpha, beta, delta, tile, stream)
 

@@ -46,14 +46,14 @@ def prologue(
             g = g / grad_scale.to(math)
         if maximize:
             g = -g
-        old = buffer if found_inf is None else buffer.clone()
         m = buffer.to(math)
+        old = m if found_inf is None else m.clone()
         if ema:
             torch.lerp(m, g, 1 - momentum, out=m)
         else:
             torch.add(g, m, alpha=momentum, out=m)
         if found_inf is not None:
-            m = torch.where(found_inf != 0, old.to(math), m)
+            m = torch.where(found_inf != 0, old, m)
         if m is not buffer:
             m = buffer.copy_(m).to(math)
         if nesterov:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..device import capability
+
 NAME = "triton"
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
@@ -22,7 +24,6 @@ if _INSTALLED:
 
     from . import apply as _apply
     from . import gemm_add as _gemm_add
-    from . import launch as _launch
     from . import normalize as _normalize
     from . import prologue as _prologue
     from . import symm_gemm as _symm_gemm
@@ -47,11 +48,11 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
     if not _triton.knobs.runtime.interpret:
         if device.type != "cuda":
             return f"device is {device.type}, not cuda"
-        sm = _launch.capability(device)
+        sm = capability(device)
         if sm < _MINIMUM_CAPABILITY:
             return f"compute capability {sm // 10}.{sm % 10} is below 8.0"
         if op in ("symm_gemm", "gemm_add") and lists and lists[0][0].dtype == torch.float32:
-            return "float32 products are for the interpreter; on a device cuBLAS is faster"
+            return "float32 products are for the interpreter: on a device they would not run on tensor cores"
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:
             return f"no Triton kernel for {tensors[0].dtype}"

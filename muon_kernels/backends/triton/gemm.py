@@ -20,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..configs import GemmConfig, gemm_config
-from .launch import ALIGNMENT, Launch, capability, processors, unspecialized
+from ..device import capability
+from .launch import ALIGNMENT, Launch, processors, unspecialized
 
 MAX_ENTRIES = 8
 

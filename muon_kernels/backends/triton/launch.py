@@ -8,14 +8,15 @@ travel through `unspecialized` as odd numbers, and a kernel reads them back with
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 import triton
+
+from ..device import on_device
 
 ALIGNMENT = 16
 """Bytes: the widest load of a thread."""
@@ -67,23 +68,6 @@ def warm_up(call: Callable[[], object]) -> None:
         call()
     finally:
         _compile_only.reset(token)
-
-
-@contextmanager
-def on_device(device: torch.device) -> Iterator[None]:
-    """Makes `device` current; nothing happens for the CPU, where Triton's interpreter runs."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        yield
-    else:
-        with torch.cuda.device(device):
-            yield
-
-
-@cache
-def capability(device: torch.device) -> int:
-    """The compute capability as one number: 90 for 9.0."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 @cache
