@@ -12,7 +12,7 @@ from muon_kernels.testing import assert_error_ratio, poison
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SIZES = (0, 1, 3, 7, 8, 9, 1023, 4095, 4096, 4097, 8191, 8192, 8193, 20000, 1_000_003)
+SIZES = (0, 1, 3, 7, 8, 9, 1023, 2048, 4095, 4096, 4097, 6144, 6145, 6147, 8191, 8192, 8193, 20000, 1_000_003)
 UNIT32 = 2.0**-24
 
 
@@ -114,7 +114,7 @@ def test_prologue_grad_scale(maximize):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offsets", [(1, 1, 1), (3, 3, 3), (0, 1, 0), (1, 2, 3)])
 def test_prologue_alignment(dtype, offsets):
-    sizes = (1, 7, 8, 4096, 4097, 40000)
+    sizes = (1, 7, 8, 4096, 4097, 6144, 6145, 40000)
     lists = [[randn((n,), dtype, offset) for n in sizes] for offset in offsets]
     PrologueCase(*lists).run_and_check()
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "pack.cuh"
 #include "table.cuh"
 #include "walk.cuh"
@@ -57,10 +58,12 @@ class Apply {
 template <typename P, typename U, class View>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     apply_kernel(const __grid_constant__ Table<View, double> table, const __grid_constant__ ApplyArgs args) {
-  if (args.found_inf && *args.found_inf != 0.0f) return;
   const int t = table.find(blockIdx.x);
   const View& view = table.view[t];
   const uint32_t chunk = blockIdx.x - table.first_block[t];
+  grid_release_dependents();
+  grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
+  if (args.found_inf && *args.found_inf != 0.0f) return;
   const double lr = learning_rate(args);
   const Apply<P, U> op(static_cast<float>(1.0 - lr * args.weight_decay), static_cast<float>(lr * table.payload[t]),
                        view.data);
@@ -73,11 +76,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 template <typename P, typename U>
 cudaError_t launch_typed(const ApplyItem* items, int64_t count, const ApplyArgs& args, cudaStream_t stream) {
-  const auto launch = [&](const auto& table, uint32_t blocks) {
-    apply_kernel<P, U><<<blocks, kThreads, 0, stream>>>(table, args);
-    return cudaGetLastError();
+  const auto launch_table = [&](const auto& table, uint32_t blocks) {
+    return launch(apply_kernel<P, U, std::decay_t<decltype(table.view[0])>>, blocks, stream, table, args);
   };
-  MultiTensorLaunch<double, decltype(launch), P, U> tensors(launch);
+  MultiTensorLaunch<double, decltype(launch_table), P, U> tensors(launch_table);
   for (int64_t i = 0; i < count; ++i) {
     const ApplyItem& item = items[i];
     const Matrices<P, U> matrices(item.rows, item.cols, {item.param, item.update});

@@ -1,9 +1,10 @@
 // How a tensor of a multi-tensor launch is cut into chunks, and where the elements of a chunk lie in memory.
 //
-// A block of kThreads threads owns one chunk of at most kChunk elements. Inside a chunk, span k is W neighbouring elements
+// A block of kThreads threads owns one chunk of about kChunk elements. Inside a chunk, span k is W neighbouring elements
 // and belongs to thread k % kThreads, so neighbouring threads touch neighbouring memory. W is the vector width of the
-// dtypes in chunks that are whole and aligned for every operand, and 1 in the others. The cut depends on the tensor
-// alone, never on the launch: sums over chunks have the same bits whatever else is in the list.
+// dtypes where every operand is aligned, and 1 elsewhere; fewer than W elements at the end of a chunk are its rest, one a
+// thread. The cut depends on the tensor alone, never on the launch: sums over chunks have the same bits whatever else
+// is in the list.
 #pragma once
 
 #include <cstdint>
@@ -49,20 +50,39 @@ struct Flat {
   // The first chunk begins on a vector boundary, `lead` elements before the tensor, if one boundary serves all operands.
   __host__ __device__ int lead() const { return aligned() ? first_phase() : 0; }
 
-  __host__ __device__ int64_t chunks() const { return (n + lead() + kChunk - 1) / kChunk; }
+  // The last chunk is longer rather than followed by one less than half full.
+  __host__ __device__ int64_t chunks() const {
+    const int64_t rounded = (n + lead() + kChunk / 2 - 1) / kChunk;
+    return n > 0 && rounded == 0 ? 1 : rounded;
+  }
 
-  __device__ bool vectorised(uint32_t chunk) const {
-    const int64_t start = int64_t{chunk} * kChunk - lead();
-    return aligned() && start >= 0 && start + kChunk <= n;
+  __device__ bool vectorised(uint32_t chunk) const { return aligned() && first(chunk) >= 0; }
+
+  // Number of spans a thread; the last ones may not exist.
+  template <int W>
+  __device__ int spans(uint32_t chunk) const {
+    constexpr int kStep = kThreads * W;
+    return static_cast<int>((end(chunk) - first(chunk) + kStep - 1) / kStep);
   }
 
   template <int W>
   __device__ Span span(uint32_t chunk, int k) const {
-    const int64_t start = int64_t{chunk} * kChunk - lead() + k * W;
-    return {start, W > 1 || (start >= 0 && start < n)};
+    const int64_t start = first(chunk) + k * W;
+    return {start, start >= 0 && start + W <= end(chunk)};
+  }
+
+  template <int W>
+  __device__ Span rest(uint32_t chunk) const {
+    const int64_t length = end(chunk) - first(chunk);
+    const int64_t start = first(chunk) + length / W * W + threadIdx.x;
+    return {start, start < end(chunk)};
   }
 
  private:
+  __device__ int64_t first(uint32_t chunk) const { return int64_t{chunk} * kChunk - lead(); }
+
+  __device__ int64_t end(uint32_t chunk) const { return chunk + 1 == chunks() ? n : first(chunk + 1); }
+
   __host__ __device__ bool aligned() const {
     int j = 0;
     const int phases[] = {phase<Ts, kWidth>(data[j++])...};
@@ -104,6 +124,11 @@ struct Strided {
   }
 
   template <int W>
+  __device__ constexpr int spans(uint32_t) const {
+    return kChunk / (kThreads * W);
+  }
+
+  template <int W>
   __device__ Span span(uint32_t chunk, int k) const {
     const int64_t row = first_row(chunk) + k * W / kTile;
     const int64_t col = first_col(chunk) + k * W % kTile;
@@ -112,6 +137,12 @@ struct Strided {
     for (int j = 0; j < kOperands; ++j) s.starts[j] = row * row_stride[j] + col * col_stride[j];
     s.exists = W > 1 || (row < rows && col < cols);
     return s;
+  }
+
+  // Vectorised tiles are whole.
+  template <int W>
+  __device__ Span rest(uint32_t) const {
+    return {{}, false};
   }
 
  private:

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "pack.cuh"
 #include "table.cuh"
 #include "walk.cuh"
@@ -93,6 +94,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int t = table.find(blockIdx.x);
   const View& view = table.view[t];
   const uint32_t chunk = blockIdx.x - table.first_block[t];
+  grid_release_dependents();
+  grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
   Prologue<G, M, O> op(args, view.data);
   if (view.vectorised(chunk)) {
     walk_chunk<View::kWidth>(view, chunk, op);
@@ -112,6 +115,8 @@ __global__ void __launch_bounds__(kThreads)
     sum_partials_kernel(const __grid_constant__ Segments segments, const double* partials, double* sumsq) {
   constexpr int kBatch = 16;  // loads in flight: a tensor of 2^24 elements needs one round trip
   const uint32_t end = segments.first[blockIdx.x + 1];
+  grid_release_dependents();
+  grid_wait_for_dependencies();
   double sum = 0.0;
   for (uint32_t base = segments.first[blockIdx.x] + threadIdx.x; base < end; base += kBatch * kThreads) {
     double value[kBatch];
@@ -136,20 +141,19 @@ cudaError_t sum_partials(const std::vector<uint32_t>& first_partial, const Prolo
     const int64_t size = std::min<int64_t>(count - begin, Segments::kCapacity);
     Segments segments;
     std::copy_n(first_partial.begin() + begin, size + 1, segments.first);
-    sum_partials_kernel<<<static_cast<uint32_t>(size), kThreads, 0, stream>>>(segments, args.partials,
-                                                                              args.sumsq + begin);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    const cudaError_t error = launch(sum_partials_kernel, static_cast<uint32_t>(size), stream, segments,
+                                     static_cast<const double*>(args.partials), args.sumsq + begin);
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
 template <typename G, typename M, typename O>
 cudaError_t launch_typed(const PrologueItem* items, int64_t count, const PrologueArgs& args, cudaStream_t stream) {
-  const auto launch = [&](const auto& table, uint32_t blocks) {
-    prologue_kernel<G, M, O><<<blocks, kThreads, 0, stream>>>(table, args);
-    return cudaGetLastError();
+  const auto launch_table = [&](const auto& table, uint32_t blocks) {
+    return launch(prologue_kernel<G, M, O, std::decay_t<decltype(table.view[0])>>, blocks, stream, table, args);
   };
-  MultiTensorLaunch<uint32_t, decltype(launch), G, M, O> tensors(launch);
+  MultiTensorLaunch<uint32_t, decltype(launch_table), G, M, O> tensors(launch_table);
   std::vector<uint32_t> first_partial(count + 1, 0);
   for (int64_t i = 0; i < count; ++i) {
     const cudaError_t error = matrices_of<G, M, O>(items[i]).visit([&](const auto& view) {

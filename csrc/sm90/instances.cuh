@@ -74,8 +74,7 @@ cudaError_t launch_instance(const GemmItem* items, int count, const GemmArgs& ar
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {Shape::kCluster, 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1] = dependent_launch();
   cudaLaunchConfig_t config = {};
   config.gridDim = std::min(table.tasks + table.halves, multiprocessors() / Shape::kCluster) * Shape::kCluster;
   config.blockDim = kThreads;

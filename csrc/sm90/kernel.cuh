@@ -8,6 +8,7 @@
 // 16 bytes (the copy engine writes whole ones, also past the edge of a matrix); k >= 1; m, n, k < 2^31.
 #pragma once
 
+#include "../dependent_launch.cuh"
 #include "epilogue.cuh"
 
 namespace muon_kernels::sm90 {

@@ -114,15 +114,6 @@ __device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threa
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Programmatic dependent launch: lets the next kernel in the stream start its blocks where there is room.
-__device__ __forceinline__ void grid_release_dependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-// Returns once everything that earlier kernels in the stream wrote is visible. A kernel launched the ordinary way need
-// not wait.
-__device__ __forceinline__ void grid_wait_for_dependencies() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

@@ -1,0 +1,32 @@
+// Programmatic dependent launch: a kernel starts its blocks while the one before it in the stream still ends, and waits
+// on the device before it touches memory that the other writes. On devices before sm_90 it is an ordinary launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace muon_kernels {
+
+// Lets the next kernel in the stream start its blocks where there is room.
+__device__ __forceinline__ void grid_release_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Returns once everything that earlier kernels in the stream wrote is visible. A kernel launched the ordinary way need
+// not wait.
+__device__ __forceinline__ void grid_wait_for_dependencies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The launch attribute. Every kernel that is launched with it calls both functions above.
+inline cudaLaunchAttribute dependent_launch() {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return attribute;
+}
+
+}  // namespace muon_kernels
