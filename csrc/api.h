@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 namespace muon_kernels {
 
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
@@ -48,6 +50,29 @@ struct PrologueArgs {
 int64_t prologue_partials(const PrologueItem* items, int64_t count, const PrologueArgs& args);
 
 cudaError_t launch_prologue(const PrologueItem* items, int64_t count, const PrologueArgs& args, cudaStream_t stream);
+
+// ---- normalize: out <- x / max(safety_factor * sqrt(sumsq), eps) -------------------------------------------------------
+
+// A batch of matrices.
+struct NormalizeItem {
+  int64_t batch;
+  int64_t rows;
+  int64_t cols;
+  MatrixView x;    // read only
+  MatrixView out;  // written
+  int64_t x_batch_stride;
+  int64_t out_batch_stride;
+};
+
+struct NormalizeArgs {
+  DType x_dtype;
+  DType out_dtype;
+  const double* sumsq;  // one per matrix of all batches
+  double eps;
+  double safety_factor;
+};
+
+cudaError_t launch_normalize(const NormalizeItem* items, int64_t count, const NormalizeArgs& args, cudaStream_t stream);
 
 // ---- apply: p <- p * (1 - lr * weight_decay) - lr * scale * update -----------------------------------------------------
 
@@ -110,5 +135,51 @@ cudaError_t launch_gemm_add_sm90(const GemmItem* items, int64_t count, const Gem
 
 // The tile shape for these items on a device of so many multiprocessors: a function of the sizes only.
 int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors);
+
+// ---- chains: products that follow each other, for batches of matrices, Hopper ----------------------------------------
+
+// One matrix of every problem of a chain, row-major, in a workspace.
+struct ChainBuffer {
+  int64_t offset;  // elements from the start of the workspace
+  int64_t rows;
+  int64_t cols;
+  int64_t batch_stride;
+  int64_t row_stride;
+};
+
+struct ChainOperand {
+  int buffer;  // index into the chain's buffers, or -1: absent
+  bool transposed;
+};
+
+// out = alpha A B + beta C + delta * I. A symmetric product is X times its own transpose, or one of two symmetric matrices
+// that commute; delta is for those only.
+struct ChainProduct {
+  bool symmetric;
+  ChainOperand a, b, c, out;
+  float alpha, beta, delta;
+};
+
+struct ChainItem {
+  int64_t batch;
+  std::vector<ChainBuffer> buffers;
+  std::vector<ChainProduct> products;
+};
+
+struct ChainArgs {
+  DType dtype;     // bfloat16 or float16
+  void* workspace;
+  uint32_t* done;  // scratch: one per matrix of all chains
+  int tile;        // index of a tile shape of csrc/sm90/shapes.cuh, kSeparate, or -1: decided by the sizes
+  int band;        // matrices side by side, or 0: decided by the sizes
+};
+
+// A launch for every product instead of one for whole chains.
+constexpr int kSeparateLaunches = -2;
+
+// Products of one matrix run in order, those of different matrices in any order. Addresses and strides but the unit one
+// are multiples of 16 bytes; sizes are free: what lies between the end of a row and the next multiple of 16 bytes may be
+// overwritten.
+cudaError_t launch_chains_sm90(const ChainItem* items, int64_t count, const ChainArgs& args, cudaStream_t stream);
 
 }  // namespace muon_kernels

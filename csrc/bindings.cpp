@@ -7,11 +7,13 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "api.h"
 
 PYBIND11_MAKE_OPAQUE(std::vector<muon_kernels::PrologueItem>);
+PYBIND11_MAKE_OPAQUE(std::vector<muon_kernels::ChainItem>);
 
 namespace muon_kernels {
 namespace {
@@ -87,6 +89,30 @@ void bind_prologue(py::module_& m) {
       py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
 }
 
+// ---- normalize ---------------------------------------------------------------------------------------------------------
+
+// batch, rows, cols, then pointer, batch stride, row stride and column stride of x and out.
+using NormalizeFields = std::array<int64_t, 11>;
+
+void bind_normalize(py::module_& m) {
+  m.def(
+      "normalize",
+      [](const std::vector<NormalizeFields>& list, int x_dtype, int out_dtype, int64_t sumsq, double eps,
+         double safety_factor, int64_t stream) {
+        std::vector<NormalizeItem> items;
+        items.reserve(list.size());
+        for (const NormalizeFields& f : list) {
+          items.push_back(
+              {f[0], f[1], f[2], {pointer<void>(f[3]), f[5], f[6]}, {pointer<void>(f[7]), f[9], f[10]}, f[4], f[8]});
+        }
+        const NormalizeArgs args{static_cast<DType>(x_dtype), static_cast<DType>(out_dtype),
+                                 pointer<const double>(sumsq), eps, safety_factor};
+        check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+      },
+      py::arg("items"), py::arg("x_dtype"), py::arg("out_dtype"), py::arg("sumsq"), py::arg("eps"),
+      py::arg("safety_factor"), py::arg("stream"));
+}
+
 // ---- apply -------------------------------------------------------------------------------------------------------------
 
 // rows, cols, the pointers of param and update, then row stride and column stride of each.
@@ -156,12 +182,60 @@ void bind_products(py::module_& m) {
       py::arg("symmetric"), py::arg("items"), py::arg("multiprocessors"));
 }
 
+// ---- chains ------------------------------------------------------------------------------------------------------------
+
+// The flat lists of muon_kernels/program.py.
+ChainOperand operand(int64_t code) { return {code < 0 ? -1 : static_cast<int>(code / 2), code >= 0 && code % 2 == 1}; }
+
+std::vector<ChainItem> chain_items(const std::vector<int64_t>& buffers, const std::vector<int64_t>& products,
+                                   const std::vector<double>& scalars, const std::vector<int64_t>& chains) {
+  std::vector<ChainItem> items;
+  const int64_t* buffer = buffers.data();
+  const int64_t* product = products.data();
+  const double* scalar = scalars.data();
+  for (size_t i = 0; i < chains.size(); i += 2) {
+    ChainItem item{chains[i] > 0 ? buffer[1] : 0, {}, {}};
+    for (int64_t j = 0; j < chains[i]; ++j, buffer += 6) {
+      item.buffers.push_back({buffer[0], buffer[2], buffer[3], buffer[4], buffer[5]});
+    }
+    for (int64_t j = 0; j < chains[i + 1]; ++j, product += 5, scalar += 3) {
+      item.products.push_back({product[0] != 0, operand(product[1]), operand(product[2]), operand(product[3]),
+                               operand(product[4]), static_cast<float>(scalar[0]), static_cast<float>(scalar[1]),
+                               static_cast<float>(scalar[2])});
+    }
+    items.push_back(std::move(item));
+  }
+  return items;
+}
+
+void bind_chains(py::module_& m) {
+  using Items = std::vector<ChainItem>;
+  py::class_<Items>(m, "Chains")
+      .def(py::init(&chain_items), py::arg("buffers"), py::arg("products"), py::arg("scalars"), py::arg("chains"))
+      .def_property_readonly("matrices", [](const Items& items) {
+        int64_t total = 0;
+        for (const ChainItem& item : items) total += item.batch;
+        return total;
+      });
+
+  m.def(
+      "chains",
+      [](const Items& items, int dtype, int64_t workspace, int64_t done, int tile, int band, int64_t stream) {
+        const ChainArgs args{static_cast<DType>(dtype), pointer<void>(workspace), pointer<uint32_t>(done), tile, band};
+        check(launch_chains_sm90(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+      },
+      py::arg("items"), py::arg("dtype"), py::arg("workspace"), py::arg("done"), py::arg("tile"), py::arg("band"),
+      py::arg("stream"));
+}
+
 }  // namespace
 }  // namespace muon_kernels
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CUDA launchers of muon_kernels: integers in, nothing checked. Use muon_kernels.ops.";
   muon_kernels::bind_prologue(m);
+  muon_kernels::bind_normalize(m);
   muon_kernels::bind_apply(m);
   muon_kernels::bind_products(m);
+  muon_kernels::bind_chains(m);
 }

@@ -1,21 +1,20 @@
-"""The Newton-Schulz chains, written once against the ops; they work on problem lists and know no backend.
+"""The Newton-Schulz chains, written once against a ProgramBuilder; they know no backend.
 
-Every function takes wide matrices (rows <= cols; tall ones come in as transposed views), already normalised, in two
-lists of equal shapes: `xs` holds the matrices, `spare` is scratch. Both are overwritten; the result is in the list
-that is returned.
+Every function takes a wide matrix (rows <= cols; a tall one comes in transposed), already normalised, and `spare`, scratch of
+the same shape. Both are overwritten; the one that is returned holds the result.
+
+With A = XX^T a step multiplies X by P = aI + bA + cA^2. Where P is formed with its term aI, only one product of a step
+adds a matrix; a is then rounded with P's diagonal, where textbooks add aX in full precision. In float16 the error over the
+zoo of spectra, three presets and two shapes is 0.4 to 1.2 times the textbook's. In bfloat16 it can be three times as large
+on flat spectra, where all rounding errors of the diagonal agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from .coefficients import Row
-from .ops import gemm_add, symm_gemm
-from .workspace import empty_like_batch
-
-Problems = list[Tensor]
+from .program import Operand, ProgramBuilder
 
 RESTART_STEP = 2
 """The Gram chain folds Q into X and rebuilds R before this step (counted from 0): in 16 bit, rounding gives R small
@@ -23,49 +22,51 @@ negative eigenvalues that grow without it. One restart before the third step is 
 Dao (gram-newton-schulz)."""
 
 
-def standard_chain(xs: Problems, spare: Problems, rows: Sequence[Row]) -> Problems:
-    """A = XX^T; X <- aX + (bA + cA^2)X, once a row. https://kellerjordan.github.io/posts/muon/"""
-    gram, poly = (_square_like(xs) for _ in range(2))
+def standard_chain(
+    build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence[Row], *, whole_factor: bool
+) -> Operand:
+    """A = XX^T; X <- aX + (bA + cA^2) X, once a row. https://kellerjordan.github.io/posts/muon/
+
+    whole_factor: X <- (aI + bA + cA^2) X instead.
+    """
+    gram, p = (build.buffer(x.rows, x.rows) for _ in range(2))
     for a, b, c in rows:
-        symm_gemm(xs, [x.mT for x in xs], [], gram)
+        delta = a if whole_factor else 0.0
         if c:
-            symm_gemm(gram, gram, gram, poly, alpha=c, beta=b)
-            gemm_add(poly, xs, xs, spare, alpha=1.0, beta=a)
+            build.symm_gemm(x, x.mT, gram)
+            build.symm_gemm(gram, gram, p, alpha=c, c=gram, beta=b, delta=delta)
         else:
-            gemm_add(gram, xs, xs, spare, alpha=b, beta=a)
-        xs, spare = spare, xs
-    return xs
+            build.symm_gemm(x, x.mT, p, alpha=b, delta=delta)
+        if whole_factor:
+            build.gemm_add(p, x, spare)
+        else:
+            build.gemm_add(p, x, spare, c=x, beta=a)
+        x, spare = spare, x
+    return x
 
 
-def gram_chain(xs: Problems, spare: Problems, rows: Sequence[Row]) -> Problems:
+def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence[Row]) -> Operand:
     """The same polynomial evaluated in R = XX^T, so that X is touched only at a restart and at the end.
 
-    Per row: Z = bR + cR^2, Q <- aQ + QZ, W = aR + RZ, R <- aW + WZ; finally X <- QX. The term a of Z stays implicit,
-    which keeps 16-bit rounding harmless. https://github.com/Dao-AILab/gram-newton-schulz
+    Per row: P = aI + bR + cR^2, Q <- QP, R <- PRP; finally X <- QX. https://github.com/Dao-AILab/gram-newton-schulz
     """
-    r, z, q, w = (_square_like(xs) for _ in range(4))
+    if not rows:
+        return x
+    r, p, q, w = (build.buffer(x.rows, x.rows) for _ in range(4))
     for k, (a, b, c) in enumerate(rows):
-        fresh = k in (0, RESTART_STEP)
-        if fresh:
-            if k:
-                gemm_add(q, xs, [], spare)
-                xs, spare = spare, xs
-            symm_gemm(xs, [x.mT for x in xs], [], r)
-        symm_gemm(r, r, r, z, alpha=c, beta=b)
-        if fresh:
-            for q_i, z_i in zip(q, z, strict=True):
-                q_i.copy_(z_i).diagonal(dim1=-2, dim2=-1).add_(a)
+        if k == RESTART_STEP:
+            build.gemm_add(q, x, spare)
+            x, spare = spare, x
+        if k in (0, RESTART_STEP):
+            build.symm_gemm(x, x.mT, r)
+            build.symm_gemm(r, r, q, alpha=c, c=r, beta=b, delta=a)
+            factor = q
         else:
-            symm_gemm(q, z, q, w, beta=a)
-            q, w = w, q
+            build.symm_gemm(r, r, p, alpha=c, c=r, beta=b, delta=a)
+            build.symm_gemm(q, p, w)
+            q, w, factor = w, q, p
         if k + 1 not in (RESTART_STEP, len(rows)):
-            symm_gemm(r, z, r, w, beta=a)
-            symm_gemm(w, z, w, r, beta=a)
-    if rows:
-        gemm_add(q, xs, [], spare)
-        xs = spare
-    return xs
-
-
-def _square_like(xs: Problems) -> Problems:
-    return [empty_like_batch(x, x.shape[1], x.shape[1]) for x in xs]
+            build.symm_gemm(r, factor, w)
+            build.symm_gemm(w, factor, r)
+    build.gemm_add(q, x, spare)
+    return spare

@@ -18,9 +18,9 @@ from .orthogonalize import (
     DEFAULT_EPS,
     DEFAULT_STEPS,
     Method,
+    NewtonSchulz,
     check_options,
     default_compute_dtype,
-    newton_schulz,
     polar_factor,
 )
 from .scaling import Rule, resolve_rule
@@ -279,9 +279,12 @@ class Muon(Optimizer):
         self, group: dict[str, Any], matrices: list[_Matrix], wave: Wave, compute: torch.dtype, amp: _LossScale
     ) -> None:
         device = matrices[0].param.device
-        # float16 has too little range for what is not normalised yet.
-        dtype = torch.bfloat16 if compute == torch.float16 else compute
-        problems = [empty_batch(*extents, dtype, device) for extents in wave.groups]
+        if group["method"] == "svd":
+            problems = [empty_batch(*extents, compute, device) for extents in wave.groups]
+        else:
+            rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
+            chain = NewtonSchulz(wave.groups, rows, method=group["method"], compute_dtype=compute, device=device)
+            problems = chain.inputs
         sumsq = torch.empty(len(matrices), dtype=torch.float64, device=device)
         prologue(
             [m.grad for m in matrices],
@@ -297,16 +300,7 @@ class Muon(Optimizer):
         if group["method"] == "svd":
             orthogonal = [polar_factor(x) for x in problems]
         else:
-            orthogonal = newton_schulz(
-                problems,
-                sumsq,
-                resolve_coefficients(group["ns_coefficients"], group["ns_steps"]),
-                method=group["method"],
-                eps=group["eps"],
-                safety_factor=group["safety_factor"],
-                compute_dtype=compute,
-                overwrite=True,
-            )
+            orthogonal = chain.run(problems, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
         lr = group["lr"]
         apply(
             [m.param for m in matrices],

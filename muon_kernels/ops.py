@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .program import Program
 
 _LIBRARY = torch.library.Library("muon_kernels", "DEF")
 
@@ -27,6 +28,7 @@ _SCHEMAS = {
         "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta, float delta) -> ()"
     ),
     "gemm_add": "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta) -> ()",
+    "chains": ("(Tensor(a!)[] workspace, *, int[] buffers, int[] products, float[] scalars, int[] chains) -> ()"),
     "apply": (
         "(Tensor(a!)[] params, Tensor[] updates, *, Tensor lr, float weight_decay, float[] scales,"
         " Tensor? found_inf) -> ()"
@@ -166,6 +168,31 @@ def gemm_add(
     _check_gemm(a, b, c, outs)
     if outs:
         torch.ops.muon_kernels.gemm_add(a, b, c, outs, alpha=alpha, beta=beta)
+
+
+def chains(workspace: Tensor, program: Program) -> None:
+    """Runs a program of products on the buffers of `workspace`.
+
+    A kernel computes one triangle of a symmetric product and mirrors it, so that the result is bitwise symmetric.
+
+    Args:
+        workspace: contiguous [program.elements] in a floating dtype, overwritten; it starts on 16 bytes.
+        program: see `muon_kernels.program`.
+    """
+    if workspace.shape != (program.elements,) or not workspace.is_contiguous():
+        raise ValueError(
+            f"workspace must be contiguous [{program.elements}], got {list(workspace.shape)}, "
+            f"strides {workspace.stride()}"
+        )
+    _check_lists(workspace=[workspace])
+    if program.products:
+        torch.ops.muon_kernels.chains(
+            [workspace],
+            buffers=program.buffers,
+            products=program.products,
+            scalars=program.scalars,
+            chains=program.chains,
+        )
 
 
 def apply(

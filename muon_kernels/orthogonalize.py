@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from functools import lru_cache
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .chain import Problems, gram_chain, standard_chain
+from .chain import gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
-from .ops import normalize
-from .workspace import empty_like_batch
+from .ops import chains, normalize
+from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
 
 Method = Literal["auto", "standard", "gram", "svd"]
 METHODS = get_args(Method)
@@ -73,61 +74,93 @@ def orthogonalize(
         result = polar_factor(matrices)
     else:
         sumsq = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float64).square()
-        (result,) = newton_schulz(
-            [matrices],
-            sumsq,
-            rows,
-            method=method,
-            eps=eps,
-            safety_factor=safety_factor,
-            compute_dtype=compute,
-        )
+        groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
+        chain = NewtonSchulz(groups, rows, method=method, compute_dtype=compute, device=G.device)
+        (result,) = chain.run([matrices], sumsq, eps=eps, safety_factor=safety_factor)
     out.view(matrices.shape).copy_(result)
     return out
 
 
-def newton_schulz(
-    matrices: Problems,
-    sumsq: Tensor,
-    rows: Sequence[Row],
-    *,
-    method: Method,
-    eps: float,
-    safety_factor: float,
-    compute_dtype: torch.dtype,
-    overwrite: bool = False,
-) -> Problems:
-    """Runs the chain on a problem list; the form that `orthogonalize` and `Muon` share.
+class NewtonSchulz:
+    """The chains of one wave: scratch memory, and the program that runs on it. `orthogonalize` and `Muon` share it.
 
     Args:
-        matrices: problem list [batch, rows, cols]; every extent at least 1.
-        sumsq: float64 [total number of matrices], their squared Frobenius norms.
+        groups: (count, rows, cols) of each batch of matrices; every number at least 1.
         rows: resolved coefficients, one (a, b, c) a step.
-        overwrite: `matrices` may serve as scratch memory afterwards; otherwise they are left as they are.
+        method: "auto", "standard" or "gram".
+        compute_dtype: dtype of the scratch memory and of the result.
 
-    Returns:
-        A problem list like `matrices` in shape, of `compute_dtype`.
+    Attributes:
+        inputs: one [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
+            bfloat16 if compute_dtype is float16, which has too little range for what is not normalised yet.
     """
-    xs = [empty_like_batch(g, g.shape[1], g.shape[2], compute_dtype) for g in matrices]
-    normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
-    if overwrite and matrices[0].dtype.itemsize == compute_dtype.itemsize:
-        spare = [g.view(compute_dtype) for g in matrices]
-    else:
-        spare = [empty_like_batch(g, g.shape[1], g.shape[2], compute_dtype) for g in matrices]
-    result: Problems = list(xs)
-    for name, chain in (("standard", standard_chain), ("gram", gram_chain)):
-        chosen = [i for i, x in enumerate(xs) if resolve_method(method, x, len(rows)) == name]
-        done = chain([_wide(xs[i]) for i in chosen], [_wide(spare[i]) for i in chosen], rows) if chosen else []
-        for i, x in zip(chosen, done, strict=True):
-            result[i] = x if x.shape == xs[i].shape else x.mT
-    return result
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[int, int, int]],
+        rows: Sequence[Row],
+        *,
+        method: Method,
+        compute_dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype)
+        self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
+        raw = self._workspace.view(torch.bfloat16) if compute_dtype == torch.float16 else self._workspace
+        self.inputs = [view(raw, buffer) for buffer in self._plan.spare]
+
+    def run(self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float) -> list[Tensor]:
+        """Orthogonalises `matrices`, a problem list in the order and of the shapes of the groups.
+
+        Args:
+            sumsq: float64 [total number of matrices], their squared Frobenius norms.
+
+        Returns:
+            A problem list like `matrices` in shape, of compute_dtype: views of the scratch memory.
+        """
+        xs = [view(self._workspace, buffer) for buffer in self._plan.normalised]
+        normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
+        chains(self._workspace, self._plan.program)
+        return [view(self._workspace, buffer) for buffer in self._plan.results]
 
 
-def resolve_method(method: Method, x: Tensor, steps: int) -> Literal["standard", "gram"]:
-    """The chain for a problem: the one that was named, or with "auto" the one with fewer FLOPs at equal accuracy."""
+class _Plan(NamedTuple):
+    """A program, and per group the BUFFER_FIELDS of three buffers: X, its scratch twin, and the one with the result."""
+
+    program: Program
+    normalised: tuple[Sequence[int], ...]
+    spare: tuple[Sequence[int], ...]
+    results: tuple[Sequence[int], ...]
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    groups: tuple[tuple[int, int, int], ...], rows: tuple[Row, ...], method: Method, compute_dtype: torch.dtype
+) -> _Plan:
+    build = ProgramBuilder(compute_dtype.itemsize)
+    chosen: list[tuple[Sequence[int], ...]] = []
+    for count, height, width in groups:
+        build.chain(count)
+        first = len(build.buffers)
+        x, spare = (build.buffer(height, width) for _ in range(2))
+        wide = [operand.mT if height > width else operand for operand in (x, spare)]
+        if resolve_method(method, height, width, len(rows), compute_dtype) == "gram":
+            result = gram_chain(build, *wide, rows)
+        else:
+            result = standard_chain(build, *wide, rows, whole_factor=compute_dtype != torch.bfloat16)
+        buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)
+        chosen.append(tuple(tuple(buffers[operand.buffer]) for operand in (x, spare, result)))
+    return _Plan(build.build(), *zip(*chosen, strict=True))
+
+
+def resolve_method(
+    method: Method, height: int, width: int, steps: int, compute_dtype: torch.dtype
+) -> Literal["standard", "gram"]:
+    """The chain for a shape: the one that was named, or with "auto" the one with fewer FLOPs at equal accuracy."""
     if method == "auto":
-        aspect = max(x.shape[1:]) / min(x.shape[1:])
-        return "gram" if steps > 1 and aspect >= GRAM_ASPECT_RATIO and x.dtype != torch.bfloat16 else "standard"
+        aspect = max(height, width) / min(height, width)
+        gram = steps > 1 and aspect >= GRAM_ASPECT_RATIO and compute_dtype != torch.bfloat16
+        return "gram" if gram else "standard"
     if method not in ("standard", "gram"):
         raise ValueError(f"method '{method}' is not a Newton-Schulz chain")
     return method
@@ -175,7 +208,3 @@ def check_options(method: str, eps: float, safety_factor: float, compute_dtype: 
         raise ValueError(f"safety_factor must be >= 1 and finite, got {safety_factor}")
     if compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(f"compute_dtype must be one of {', '.join(map(str, COMPUTE_DTYPES))}, got {compute_dtype}")
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.mT if x.shape[1] > x.shape[2] else x

@@ -49,12 +49,12 @@ def plan_waves(shapes: tuple[tuple[int, int], ...], element_size: int, max_bytes
 def scratch_bytes(rows: int, cols: int, element_size: int) -> int:
     """Upper bound of what one matrix needs in a chain: two copies of itself and five of its Gram matrix."""
     side = min(rows, cols)
-    return element_size * (2 * rows * _padded(cols, element_size) + 5 * side * _padded(side, element_size))
+    return element_size * (2 * rows * padded(cols, element_size) + 5 * side * padded(side, element_size))
 
 
 def empty_batch(count: int, rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised [count, rows, cols] whose rows start on ALIGNMENT-byte boundaries; padding is never read."""
-    storage = torch.empty((count, rows, _padded(cols, dtype.itemsize)), dtype=dtype, device=device)
+    storage = torch.empty((count, rows, padded(cols, dtype.itemsize)), dtype=dtype, device=device)
     return storage[:, :, :cols]
 
 
@@ -63,7 +63,8 @@ def empty_like_batch(x: Tensor, rows: int, cols: int, dtype: torch.dtype | None 
     return empty_batch(x.shape[0], rows, cols, dtype or x.dtype, x.device)
 
 
-def _padded(cols: int, element_size: int) -> int:
+def padded(cols: int, element_size: int) -> int:
+    """Elements from one row of `cols` elements to the next, so that every row starts on ALIGNMENT bytes."""
     step = ALIGNMENT // element_size
     return -(-cols // step) * step
 

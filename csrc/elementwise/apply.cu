@@ -67,11 +67,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const double lr = learning_rate(args);
   const Apply<P, U> op(static_cast<float>(1.0 - lr * args.weight_decay), static_cast<float>(lr * table.payload[t]),
                        view.data);
-  if (view.vectorised(chunk)) {
-    walk_chunk<View::kWidth>(view, chunk, op);
-  } else {
-    walk_chunk<1>(view, chunk, op);
-  }
+  walk_chunk(view, chunk, op);
 }
 
 template <typename P, typename U>

@@ -1,10 +1,9 @@
 // How a tensor of a multi-tensor launch is cut into chunks, and where the elements of a chunk lie in memory.
 //
-// A block of kThreads threads owns one chunk of about kChunk elements. Inside a chunk, span k is W neighbouring elements
-// and belongs to thread k % kThreads, so neighbouring threads touch neighbouring memory. W is the vector width of the
-// dtypes where every operand is aligned, and 1 elsewhere; fewer than W elements at the end of a chunk are its rest, one a
-// thread. The cut depends on the tensor alone, never on the launch: sums over chunks have the same bits whatever else
-// is in the list.
+// A block of kThreads threads owns one chunk of about kChunk elements. A span is W neighbouring elements; neighbouring
+// threads take neighbouring spans. W is the vector width of the dtypes for the first kChunk elements of a chunk, if it has as
+// many and they are aligned for every operand, and 1 for the others. The cut depends on the tensor alone, never on the
+// launch: sums over chunks have the same bits whatever else is in the list.
 #pragma once
 
 #include <cstdint>
@@ -56,32 +55,24 @@ struct Flat {
     return n > 0 && rounded == 0 ? 1 : rounded;
   }
 
-  __device__ bool vectorised(uint32_t chunk) const { return aligned() && first(chunk) >= 0; }
-
-  // Number of spans a thread; the last ones may not exist.
-  template <int W>
-  __device__ int spans(uint32_t chunk) const {
-    constexpr int kStep = kThreads * W;
-    return static_cast<int>((end(chunk) - first(chunk) + kStep - 1) / kStep);
+  __device__ bool vectorised(uint32_t chunk) const {
+    return aligned() && first(chunk) >= 0 && first(chunk) + kChunk <= n;
   }
 
+  // Elements of the chunk, counting those before the tensor.
+  __device__ int size(uint32_t chunk) const {
+    return static_cast<int>((chunk + 1 == chunks() ? n : first(chunk + 1)) - first(chunk));
+  }
+
+  // From element k of the chunk on.
   template <int W>
   __device__ Span span(uint32_t chunk, int k) const {
-    const int64_t start = first(chunk) + k * W;
-    return {start, start >= 0 && start + W <= end(chunk)};
-  }
-
-  template <int W>
-  __device__ Span rest(uint32_t chunk) const {
-    const int64_t length = end(chunk) - first(chunk);
-    const int64_t start = first(chunk) + length / W * W + threadIdx.x;
-    return {start, start < end(chunk)};
+    const int64_t start = first(chunk) + k;
+    return {start, W > 1 || (start >= 0 && k < size(chunk))};
   }
 
  private:
   __device__ int64_t first(uint32_t chunk) const { return int64_t{chunk} * kChunk - lead(); }
-
-  __device__ int64_t end(uint32_t chunk) const { return chunk + 1 == chunks() ? n : first(chunk + 1); }
 
   __host__ __device__ bool aligned() const {
     int j = 0;
@@ -123,26 +114,17 @@ struct Strided {
     return whole && aligned();
   }
 
-  template <int W>
-  __device__ constexpr int spans(uint32_t) const {
-    return kChunk / (kThreads * W);
-  }
+  __device__ constexpr int size(uint32_t) const { return kChunk; }
 
   template <int W>
   __device__ Span span(uint32_t chunk, int k) const {
-    const int64_t row = first_row(chunk) + k * W / kTile;
-    const int64_t col = first_col(chunk) + k * W % kTile;
+    const int64_t row = first_row(chunk) + k / kTile;
+    const int64_t col = first_col(chunk) + k % kTile;
     Span s;
 #pragma unroll
     for (int j = 0; j < kOperands; ++j) s.starts[j] = row * row_stride[j] + col * col_stride[j];
     s.exists = W > 1 || (row < rows && col < cols);
     return s;
-  }
-
-  // Vectorised tiles are whole.
-  template <int W>
-  __device__ Span rest(uint32_t) const {
-    return {{}, false};
   }
 
  private:

@@ -97,11 +97,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
   Prologue<G, M, O> op(args, view.data);
-  if (view.vectorised(chunk)) {
-    walk_chunk<View::kWidth>(view, chunk, op);
-  } else {
-    walk_chunk<1>(view, chunk, op);
-  }
+  walk_chunk(view, chunk, op);
   const double sum = block_sum(op.sumsq());
   if (threadIdx.x == 0) args.partials[table.payload[t] + chunk] = sum;
 }

@@ -10,30 +10,30 @@ namespace muon_kernels {
 // Blocks per multiprocessor that kernels ask for: without it ptxas aims higher and spills to get there.
 constexpr int kMinBlocks = 3;
 
-// Op provides Input<W>, load<W>(span) -> Input<W> and finish<W>(span, input).
+// Elements `begin` to `end` of a chunk, in steps of kThreads * W * kBatch.
 template <int W, class View, class Op>
-__device__ void walk_chunk(const View& view, uint32_t chunk, Op&& op) {
-  const int spans = view.template spans<W>(chunk);
+__device__ __forceinline__ void walk(const View& view, uint32_t chunk, int begin, int end, Op&& op) {
   constexpr int kBatch = W > 1 ? 2 : 4;
 #pragma unroll 1
-  for (int base = 0; base < spans; base += kBatch) {
+  for (int base = begin; base < end; base += kThreads * W * kBatch) {
     typename View::Span span[kBatch];
     typename std::decay_t<Op>::template Input<W> input[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      span[i] = view.template span<W>(chunk, (base + i) * kThreads + threadIdx.x);
+      span[i] = view.template span<W>(chunk, base + (i * kThreads + threadIdx.x) * W);
       input[i] = op.template load<W>(span[i]);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) op.template finish<W>(span[i], input[i]);
   }
-  if constexpr (W > 1) {
-    const auto rest = view.template rest<W>(chunk);
-    if (rest.exists) {
-      auto input = op.template load<1>(rest);
-      op.template finish<1>(rest, input);
-    }
-  }
+}
+
+// Op provides Input<W>, load<W>(span) -> Input<W> and finish<W>(span, input).
+template <class View, class Op>
+__device__ void walk_chunk(const View& view, uint32_t chunk, Op&& op) {
+  const bool vectorised = view.vectorised(chunk);
+  if (vectorised) walk<View::kWidth>(view, chunk, 0, kChunk, op);
+  walk<1>(view, chunk, vectorised ? kChunk : 0, view.size(chunk), op);
 }
 
 }  // namespace muon_kernels

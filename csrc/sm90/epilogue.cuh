@@ -45,18 +45,17 @@ struct FragmentMap {
   }
 };
 
-template <typename Element, class Shape, bool kSymmetric>
+template <typename Element, class Shape>
 class Epilogue {
  public:
   __device__ __forceinline__ Epilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread)
       : staging_(staging), barrier_id_(barrier_id), leader_(thread == 0), map_{thread / 32, thread % 32} {}
 
   // The first kN columns of the tile; `first_row` is the warpgroup's first row in it.
-  template <int kN>
-  __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const GemmTable& table,
-                                      const TileAt& tile, int first_row, Ring<Shape>& ring) {
-    const GemmEntry& problem = table.entries[tile.entry];
-    combine<kN>(acc, table, problem, tile, first_row, ring);
+  template <bool kSymmetric, int kN>
+  __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const Product& problem, const TileAt& tile,
+                                      int first_row, Ring<Shape>& ring) {
+    combine<kN>(acc, problem, tile, first_row, ring);
 #pragma unroll
     for (int r = 0; r < Shape::kMmaRows; ++r) {
       const int row = tile.row + first_row + 64 * r;
@@ -77,6 +76,12 @@ class Epilogue {
     }
   }
 
+  // Returns once everything that `run` stored so far can be read; in the thread that issued the stores.
+  __device__ __forceinline__ bool complete() const {
+    if (leader_) tensor_store_wait();
+    return leader_;
+  }
+
   // Before the block ends: shared memory must outlive the stores that read it.
   __device__ __forceinline__ void finish() const {
     if (leader_) tensor_store_wait_read<0>();
@@ -84,17 +89,16 @@ class Epilogue {
 
  private:
   template <int kN>
-  __device__ __forceinline__ void combine(float (&acc)[Shape::kMmaRows][kN / 2], const GemmTable& table,
-                                          const GemmEntry& problem, const TileAt& tile, int first_row,
-                                          Ring<Shape>& ring) const {
-    float alpha = table.alpha;
+  __device__ __forceinline__ void combine(float (&acc)[Shape::kMmaRows][kN / 2], const Product& problem,
+                                          const TileAt& tile, int first_row, Ring<Shape>& ring) const {
+    float alpha = problem.alpha;
     if (problem.factors != nullptr) alpha *= __ldg(problem.factors + tile.batch);
 #pragma unroll
     for (int r = 0; r < Shape::kMmaRows; ++r) {
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) acc[r][i] *= alpha;
     }
-    if (table.has_c) {
+    if (problem.c) {
 #pragma unroll
       for (int first = 0; first < Shape::kBoxesC; first += Shape::kBoxesPerStage) {
         barrier_wait(ring.full(), ring.at.parity);
@@ -111,8 +115,8 @@ class Epilogue {
               for (int i = 0; i < 4; ++i) {
                 float* pair = &acc[r][32 * box + 8 * p + 4 * (i >> 1) + 2 * (i & 1)];
                 const float2 c = unpack<Element>(fragment[i]);
-                pair[0] = fmaf(table.beta, c.x, pair[0]);
-                pair[1] = fmaf(table.beta, c.y, pair[1]);
+                pair[0] = fmaf(problem.beta, c.x, pair[0]);
+                pair[1] = fmaf(problem.beta, c.y, pair[1]);
               }
             }
           }
@@ -123,14 +127,14 @@ class Epilogue {
         ring.at.advance();
       }
     }
-    if (table.delta != 0.0f && tile.row < tile.col + Shape::kTileN && tile.col < tile.row + Shape::kTileM) {
+    if (problem.delta != 0.0f && tile.row < tile.col + Shape::kTileN && tile.col < tile.row + Shape::kTileM) {
 #pragma unroll
       for (int r = 0; r < Shape::kMmaRows; ++r) {
         const int here = 16 * map_.warp + map_.lane / 4 - 2 * (map_.lane % 4);  // row - column of element 0
         const int ahead = tile.row - tile.col + first_row + 64 * r + here;
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) {
-          if (ahead + 8 * (i / 2 % 2) == 8 * (i / 4) + i % 2) acc[r][i] += table.delta;
+          if (ahead + 8 * (i / 2 % 2) == 8 * (i / 4) + i % 2) acc[r][i] += problem.delta;
         }
       }
     }
@@ -145,10 +149,13 @@ class Epilogue {
     return box;
   }
 
-  __device__ __forceinline__ void publish(uint32_t box, const GemmEntry& problem, int row, int col, int batch) const {
+  __device__ __forceinline__ void publish(uint32_t box, const Product& problem, int row, int col, int batch) const {
     fence_shared_for_async();
     named_barrier(barrier_id_, 128);
-    if (leader_) tensor_store(&problem.out, box, col, row, batch);
+    if (leader_) {
+      tensor_store(problem.out, box, col, row, batch);
+      tensor_store_commit();
+    }
   }
 
   // The four fragments of 16 columns.
@@ -162,8 +169,7 @@ class Epilogue {
 
   // `part`: this thread's 32 accumulators of the box.
   template <bool kTransposed>
-  __device__ __forceinline__ void store(const float* part, const GemmEntry& problem, int row, int col,
-                                        int batch) {
+  __device__ __forceinline__ void store(const float* part, const Product& problem, int row, int col, int batch) {
     const uint32_t box = claim();
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
@@ -178,8 +184,7 @@ class Epilogue {
     publish(box, problem, row, col, batch);
   }
 
-  __device__ __forceinline__ void store_on_diagonal(const float* part, const GemmEntry& problem, int row,
-                                                    int batch) {
+  __device__ __forceinline__ void store_on_diagonal(const float* part, const Product& problem, int row, int batch) {
     const uint32_t box = claim();
 #pragma unroll
     for (int p = 0; p < 4; ++p) {

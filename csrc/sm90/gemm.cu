@@ -36,10 +36,9 @@ GemmItem oriented(const GemmItem& item) {
   if (item.out.col_stride != 1) result = transposed(item);
   if (kSymmetric && result.c.col_stride != 1) result.c = transposed(result.c);
   if (kSymmetric && a_is_mn_major(result) && !b_is_mn_major(result)) {
-    const MatrixBatch c = result.c, out = result.out;
-    result = transposed(result);
-    result.c = c;
-    result.out = out;
+    std::swap(result.a, result.b);
+    result.a = transposed(result.a);
+    result.b = transposed(result.b);
   }
   return result;
 }

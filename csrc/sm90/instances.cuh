@@ -10,13 +10,6 @@
 
 namespace muon_kernels::sm90 {
 
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 // The operand as [mn, k] or, if MN-major, as [k, mn]: rows contiguous, as the copy engine wants it.
 inline TensorBox operand_box(const MatrixBatch& operand, int64_t batch, int64_t mn, int64_t k, int64_t mn_stride,
                              int64_t k_stride, uint32_t box_rows) {
@@ -26,8 +19,6 @@ inline TensorBox operand_box(const MatrixBatch& operand, int64_t batch, int64_t 
 
 template <typename Element, class Shape, class Order>
 cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count, const GemmArgs& args) {
-  constexpr auto kType = std::is_same_v<Element, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   table.count = count;
   table.alpha = args.alpha;
   table.beta = args.beta;
@@ -48,14 +39,14 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count, const
     table.tasks += entry.tasks * static_cast<int>(item.batch);
     table.halves += entry.halves * static_cast<int>(item.batch);
     const MatrixBatch &a = item.a, &b = item.b, &c = item.c, &out = item.out;
-    const TensorBox boxes[4] = {
+    const TensorBox boxes[] = {
         operand_box(a, item.batch, item.m, item.k, a.row_stride, a.col_stride, Shape::kBoxRowsA),
         operand_box(b, item.batch, item.n, item.k, b.col_stride, b.row_stride, Shape::kBoxRowsB),
         {out.data, item.batch, item.m, item.n, out.batch_stride, out.row_stride, kBox},
-        {c.data, item.batch, item.m, item.n, c.batch_stride, c.row_stride, Shape::kTileM}};
-    CUtensorMap* const maps[4] = {&entry.a, &entry.b, &entry.out, &entry.c};
+        {c.data, item.batch, item.m, item.n, c.batch_stride, c.row_stride, Shape::kBoxRowsC}};
+    CUtensorMap* const maps[] = {&entry.a, &entry.b, &entry.out, &entry.c};
     for (int j = 0; j < (table.has_c ? 4 : 3); ++j) {
-      if (const cudaError_t error = encode_tensor_map(maps[j], kType, boxes[j])) return error;
+      if (const cudaError_t error = encode_tensor_map(maps[j], tensor_map_type<Element>(), boxes[j])) return error;
     }
   }
   return cudaSuccess;

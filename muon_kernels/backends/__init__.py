@@ -25,7 +25,7 @@ ENVIRONMENT_VARIABLE = "MUON_KERNELS_BACKEND"
 NAMES = ("cuda", "triton", "reference")
 """Every backend, in the order in which "auto" asks them."""
 
-OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "apply")
+OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "chains", "apply")
 
 AUTO_OPS = {"cuda": ("prologue", "apply"), "triton": (), "reference": OP_NAMES}
 """What "auto" chooses from: the ops whose tests, alone and within whole optimizer steps, have passed on a GPU. The

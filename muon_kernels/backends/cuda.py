@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from . import cuda_products
+from . import cuda_chains, cuda_products
 from .device import capability, on_device
 from .strides import as_matrices
 
@@ -44,7 +44,7 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:
             return f"no CUDA kernel for {tensors[0].dtype}"
-    return cuda_products.refusal(op, device, lists) if op in ("symm_gemm", "gemm_add") else None
+    return cuda_products.refusal(op, device, lists) if op in ("symm_gemm", "gemm_add", "chains") else None
 
 
 def prologue(
@@ -85,6 +85,20 @@ def prologue(
     torch.autograd.graph.increment_version(momenta)
 
 
+def normalize(xs: list[Tensor], sumsq: Tensor, outs: list[Tensor], *, eps: float, safety_factor: float) -> None:
+    """See `muon_kernels.ops.normalize`. One launch for up to 1019 dense matrices."""
+    dtypes = [_dtype("xs", xs), _dtype("outs", outs)]
+    if not sumsq.is_contiguous():
+        raise ValueError(f"sumsq must be contiguous, got stride {sumsq.stride()}")
+    items = [
+        (*x.shape, x.data_ptr(), *x.stride(), out.data_ptr(), *out.stride()) for x, out in zip(xs, outs, strict=True)
+    ]
+    device = xs[0].device
+    with on_device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        extension.load().normalize(items, *dtypes, sumsq.data_ptr(), eps, safety_factor, stream)
+
+
 def apply(
     params: list[Tensor],
     updates: list[Tensor],
@@ -122,8 +136,10 @@ def apply(
 
 OPS: dict[str, Callable[..., None]] = {
     "prologue": prologue,
+    "normalize": normalize,
     "symm_gemm": cuda_products.symm_gemm,
     "gemm_add": cuda_products.gemm_add,
+    "chains": cuda_chains.chains,
     "apply": apply,
 }
 

@@ -15,7 +15,7 @@ from .. import extension
 from .device import capability, on_device
 
 _CAPABILITY = 90
-_DTYPES = {torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.bfloat16: 1, torch.float16: 2}
 """csrc/api.h's DType."""
 
 _STEP = 8
@@ -28,7 +28,9 @@ def refusal(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) ->
     if sm != _CAPABILITY:
         return f"compute capability {sm // 10}.{sm % 10} is not 9.0"
     try:
-        if lists:
+        if lists and op == "chains":
+            _check_workspace(*lists[0])
+        elif lists:
             _items(op == "symm_gemm", *lists)
     except (TypeError, ValueError) as error:
         return str(error)
@@ -77,7 +79,14 @@ def launch(
     device = outs[0].device
     with on_device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        extension.load().gemm(symmetric, items, _DTYPES[outs[0].dtype], alpha, beta, delta, tile, stream)
+        extension.load().gemm(symmetric, items, DTYPES[outs[0].dtype], alpha, beta, delta, tile, stream)
+
+
+def _check_workspace(workspace: Tensor) -> None:
+    if workspace.dtype not in DTYPES:
+        raise TypeError(f"workspace must be bfloat16 or float16, got {workspace.dtype}")
+    if workspace.data_ptr() % 16:
+        raise ValueError(f"workspace must start on 16 bytes, got address {workspace.data_ptr() % 16} mod 16")
 
 
 def _items(
@@ -92,7 +101,7 @@ def _items(
     items: list[tuple[int, ...]] = []
     for i, out in enumerate(outs):
         for name, tensor in (("a", a[i]), ("b", b[i]), ("outs", out), *((("c", c[i]),) if c else ())):
-            if tensor.dtype not in _DTYPES or tensor.dtype != out.dtype:
+            if tensor.dtype not in DTYPES or tensor.dtype != out.dtype:
                 raise TypeError(f"{name}[{i}] must be bfloat16 or float16, as all other tensors, got {tensor.dtype}")
         batch, m, k = a[i].shape
         if k == 0:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .products import one_by_one
+
 NAME = "reference"
 
 _SMALLEST_HALF = 256
@@ -164,5 +166,6 @@ OPS: dict[str, Callable[..., None]] = {
     "normalize": normalize,
     "symm_gemm": symm_gemm,
     "gemm_add": gemm_add,
+    "chains": one_by_one(symm_gemm, gemm_add),
     "apply": apply,
 }

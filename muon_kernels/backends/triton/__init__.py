@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..device import capability
+from ..products import one_by_one
 
 NAME = "triton"
 
@@ -34,6 +35,7 @@ if _INSTALLED:
         "normalize": _normalize.normalize,
         "symm_gemm": _symm_gemm.symm_gemm,
         "gemm_add": _gemm_add.gemm_add,
+        "chains": one_by_one(_symm_gemm.symm_gemm, _gemm_add.gemm_add),
         "apply": _apply.apply,
     }
 
@@ -51,7 +53,7 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
         sm = capability(device)
         if sm < _MINIMUM_CAPABILITY:
             return f"compute capability {sm // 10}.{sm % 10} is below 8.0"
-        if op in ("symm_gemm", "gemm_add") and lists and lists[0][0].dtype == torch.float32:
+        if op in ("symm_gemm", "gemm_add", "chains") and lists and lists[0][0].dtype == torch.float32:
             return "float32 products are for the interpreter: on a device they would not run on tensor cores"
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:

@@ -1,0 +1,61 @@
+"""A program of products run one product after the other: for backends that have no kernel for whole chains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, rows_of, view
+
+Op = Callable[..., None]
+
+
+class _Chain(NamedTuple):
+    views: list[Tensor]
+    products: tuple[tuple[int, ...], ...]
+    scalars: tuple[tuple[float, ...], ...]
+
+    def operand(self, code: int) -> list[Tensor]:
+        """A list of one tensor, or of none."""
+        if code == NONE:
+            return []
+        tensor = self.views[code // 2]
+        return [tensor.mT if code % 2 else tensor]
+
+
+def one_by_one(symm_gemm: Op, gemm_add: Op) -> Op:
+    """The op `chains` on top of the two product ops. Chains with the same products share calls."""
+
+    def chains(
+        workspace: list[Tensor], *, buffers: list[int], products: list[int], scalars: list[float], chains: list[int]
+    ) -> None:
+        alike = sorted(_chains(workspace[0], buffers, products, scalars, chains), key=lambda chain: chain[1:])
+        for (signature, factors), group in groupby(alike, key=lambda chain: (chain.products, chain.scalars)):
+            members = list(group)
+            for (symmetric, *codes), (alpha, beta, delta) in zip(signature, factors, strict=True):
+                a, b, c, out = (sum((m.operand(code) for m in members), []) for code in codes)
+                if symmetric:
+                    symm_gemm(a, b, c, out, alpha=alpha, beta=beta, delta=delta)
+                else:
+                    gemm_add(a, b, c, out, alpha=alpha, beta=beta)
+
+    return chains
+
+
+def _chains(
+    workspace: Tensor, buffers: Sequence[int], products: Sequence[int], scalars: Sequence[float], chains: Sequence[int]
+) -> list[_Chain]:
+    views = iter([view(workspace, buffer) for buffer in rows_of(buffers, BUFFER_FIELDS)])
+    codes = iter([tuple(product) for product in rows_of(products, PRODUCT_FIELDS)])
+    factors = (tuple(scalars[i : i + SCALAR_FIELDS]) for i in range(0, len(scalars), SCALAR_FIELDS))
+    return [
+        _Chain(
+            [next(views) for _ in range(buffer_count)],
+            tuple(next(codes) for _ in range(product_count)),
+            tuple(next(factors) for _ in range(product_count)),
+        )
+        for buffer_count, product_count in rows_of(chains, 2)
+    ]

@@ -1,0 +1,135 @@
+"""Chains of products as data: what runs on which part of one workspace, in which order.
+
+A chain is a list of products for a batch of matrices of one shape; products of one chain follow each other, chains are
+independent. A program is all chains of one wave as flat lists of numbers, so that it can be built once for given shapes,
+passes through torch.library, and a backend may run it as it likes: product by product, or in one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .workspace import padded
+
+BUFFER_FIELDS = 6
+"""Integers a buffer: offset, batch, rows, cols, batch stride, row stride; in elements."""
+
+PRODUCT_FIELDS = 5
+"""Integers a product: symmetric, then the operands a, b, c, out. An operand is twice the number of its buffer,
+plus one if it is transposed; -1 stands for none."""
+
+SCALAR_FIELDS = 3
+"""Numbers a product: alpha, beta, delta."""
+
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Program:
+    """Chains on one workspace of `elements` elements.
+
+    buffers, products, scalars: the lists that the constants above describe.
+    chains: (number of buffers, number of products) of each chain; its buffers and products follow those of the last.
+    """
+
+    elements: int
+    buffers: tuple[int, ...]
+    products: tuple[int, ...]
+    scalars: tuple[float, ...]
+    chains: tuple[int, ...]
+
+
+class Operand(NamedTuple):
+    """A buffer of a chain, as it lies in memory or transposed; `rows` and `cols` are those of the operand."""
+
+    buffer: int
+    rows: int
+    cols: int
+    transposed: bool = False
+
+    @property
+    def mT(self) -> Operand:
+        return Operand(self.buffer, self.cols, self.rows, not self.transposed)
+
+
+@dataclass
+class ProgramBuilder:
+    """Collects the chains of a program; offers the ops that a chain is written in.
+
+    element_size: bytes of an element; rows of all buffers start on 16-byte boundaries.
+    """
+
+    element_size: int
+    elements: int = 0
+    buffers: list[int] = field(default_factory=list)
+    products: list[int] = field(default_factory=list)
+    scalars: list[float] = field(default_factory=list)
+    chains: list[int] = field(default_factory=list)
+    batch: int = 0
+
+    def chain(self, batch: int) -> None:
+        """Begins the chain of `batch` matrices."""
+        self.batch = batch
+        self.chains += (0, 0)
+
+    def buffer(self, rows: int, cols: int) -> Operand:
+        """A new [batch, rows, cols] for the chain that was begun last."""
+        row = padded(cols, self.element_size)
+        self.buffers += (self.elements, self.batch, rows, cols, rows * row, row)
+        self.elements += self.batch * rows * row
+        self.chains[-2] += 1
+        return Operand(self.chains[-2] - 1, rows, cols)
+
+    def symm_gemm(
+        self,
+        a: Operand,
+        b: Operand,
+        out: Operand,
+        *,
+        alpha: float = 1.0,
+        c: Operand | None = None,
+        beta: float = 0.0,
+        delta: float = 0.0,
+    ) -> None:
+        """out <- alpha a b + beta c + delta I; b is the transpose of a, or both are symmetric and commute."""
+        self._product(True, a, b, c, out, (alpha, beta, delta))
+
+    def gemm_add(self, a: Operand, b: Operand, out: Operand, *, c: Operand | None = None, beta: float = 0.0) -> None:
+        """out <- a b + beta c."""
+        self._product(False, a, b, c, out, (1.0, beta, 0.0))
+
+    def build(self) -> Program:
+        return Program(
+            self.elements, tuple(self.buffers), tuple(self.products), tuple(self.scalars), tuple(self.chains)
+        )
+
+    def _product(
+        self,
+        symmetric: bool,
+        a: Operand,
+        b: Operand,
+        c: Operand | None,
+        out: Operand,
+        scalars: tuple[float, float, float],
+    ) -> None:
+        assert (a.rows, a.cols, b.cols) == (out.rows, b.rows, out.cols), (a, b, out)
+        assert c is None or c[1:] == out[1:], (c, out)
+        operands = (NONE if x is None else 2 * x.buffer + x.transposed for x in (a, b, c, out))
+        self.products += (symmetric, *operands)
+        self.scalars += scalars
+        self.chains[-1] += 1
+
+
+def rows_of(numbers: Sequence[int], width: int) -> list[Sequence[int]]:
+    """A flat list cut into pieces of `width`."""
+    return [numbers[i : i + width] for i in range(0, len(numbers), width)]
+
+
+def view(workspace: Tensor, buffer: Sequence[int]) -> Tensor:
+    """[batch, rows, cols] of a workspace of the program's dtype, for the buffer's BUFFER_FIELDS integers."""
+    offset, batch, rows, cols, batch_stride, row_stride = buffer
+    return workspace[offset : offset + batch * batch_stride].view(batch, rows, row_stride)[:, :, :cols]
