@@ -106,7 +106,7 @@ struct MatrixBatch {
   int64_t col_stride;
 };
 
-// out = alpha * factors[i] * A[i] B[i] + beta * C[i] + delta * I, with A [m, k], B [k, n], C and out [m, n].
+// out = alpha A B + beta C + delta I, with A [m, k], B [k, n], C and out [m, n].
 struct GemmItem {
   int64_t batch;
   int64_t m;
@@ -114,17 +114,18 @@ struct GemmItem {
   int64_t k;
   MatrixBatch a;
   MatrixBatch b;
-  MatrixBatch c;  // data is null in every item or in none; oriented like out
+  MatrixBatch c;  // data is null if there is none; oriented like out
   MatrixBatch out;
-  const float* factors;  // one per matrix on the device, or null
-};
-
-struct GemmArgs {
-  DType dtype;  // bfloat16 or float16
   float alpha;
   float beta;
   float delta;
-  int tile;  // index of a tile shape of csrc/sm90/shapes.cuh, or -1: choose_gemm_tile decides
+};
+
+constexpr int kTileBySizes = -1;  // choose_gemm_tile decides
+
+struct GemmArgs {
+  DType dtype;  // bfloat16 or float16
+  int tile;     // index of a tile shape of csrc/sm90/shapes.cuh, or kTileBySizes
 };
 
 // Every address, every stride but the unit one and the size along the unit stride must be a multiple of 16 bytes (8
@@ -166,20 +167,9 @@ struct ChainItem {
   std::vector<ChainProduct> products;
 };
 
-struct ChainArgs {
-  DType dtype;     // bfloat16 or float16
-  void* workspace;
-  uint32_t* done;  // scratch: one per matrix of all chains
-  int tile;        // index of a tile shape of csrc/sm90/shapes.cuh, kSeparate, or -1: decided by the sizes
-  int band;        // matrices side by side, or 0: decided by the sizes
-};
-
-// A launch for every product instead of one for whole chains.
-constexpr int kSeparateLaunches = -2;
-
-// Products of one matrix run in order, those of different matrices in any order. Addresses and strides but the unit one
+// Products of one chain run in order, those of different chains side by side. The workspace and all strides but the unit one
 // are multiples of 16 bytes; sizes are free: what lies between the end of a row and the next multiple of 16 bytes may be
-// overwritten.
-cudaError_t launch_chains_sm90(const ChainItem* items, int64_t count, const ChainArgs& args, cudaStream_t stream);
+// overwritten. `dtype`: bfloat16 or float16.
+cudaError_t launch_chains_sm90(const ChainItem* items, int64_t count, DType dtype, void* workspace, cudaStream_t stream);
 
 }  // namespace muon_kernels

@@ -145,16 +145,16 @@ void bind_apply(py::module_& m) {
 
 // ---- products ----------------------------------------------------------------------------------------------------------
 
-// batch, m, n, k, then pointer, batch stride, row stride and column stride of a, b, c and out, then the factors' pointer.
-using GemmFields = std::array<int64_t, 21>;
+// batch, m, n, k, then pointer, batch stride, row stride and column stride of a, b, c and out.
+using GemmFields = std::array<int64_t, 20>;
 
-std::vector<GemmItem> gemm_items(const std::vector<GemmFields>& list) {
+std::vector<GemmItem> gemm_items(const std::vector<GemmFields>& list, double alpha, double beta, double delta) {
   std::vector<GemmItem> items;
   items.reserve(list.size());
   for (const GemmFields& f : list) {
     const auto matrices = [&f](int i) { return MatrixBatch{pointer<void>(f[i]), f[i + 1], f[i + 2], f[i + 3]}; };
     items.push_back({f[0], f[1], f[2], f[3], matrices(4), matrices(8), matrices(12), matrices(16),
-                     pointer<const float>(f[20])});
+                     static_cast<float>(alpha), static_cast<float>(beta), static_cast<float>(delta)});
   }
   return items;
 }
@@ -164,9 +164,8 @@ void bind_products(py::module_& m) {
       "gemm",
       [](bool symmetric, const std::vector<GemmFields>& list, int dtype, double alpha, double beta, double delta,
          int tile, int64_t stream) {
-        const std::vector<GemmItem> items = gemm_items(list);
-        const GemmArgs args{static_cast<DType>(dtype), static_cast<float>(alpha), static_cast<float>(beta),
-                            static_cast<float>(delta), tile};
+        const std::vector<GemmItem> items = gemm_items(list, alpha, beta, delta);
+        const GemmArgs args{static_cast<DType>(dtype), tile};
         const auto launch = symmetric ? launch_symm_gemm_sm90 : launch_gemm_add_sm90;
         check(launch(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
       },
@@ -176,7 +175,7 @@ void bind_products(py::module_& m) {
   m.def(
       "choose_gemm_tile",
       [](bool symmetric, const std::vector<GemmFields>& list, int multiprocessors) {
-        const std::vector<GemmItem> items = gemm_items(list);
+        const std::vector<GemmItem> items = gemm_items(list, 1.0, 0.0, 0.0);
         return choose_gemm_tile(symmetric, items.data(), static_cast<int64_t>(items.size()), multiprocessors);
       },
       py::arg("symmetric"), py::arg("items"), py::arg("multiprocessors"));
@@ -211,21 +210,15 @@ std::vector<ChainItem> chain_items(const std::vector<int64_t>& buffers, const st
 void bind_chains(py::module_& m) {
   using Items = std::vector<ChainItem>;
   py::class_<Items>(m, "Chains")
-      .def(py::init(&chain_items), py::arg("buffers"), py::arg("products"), py::arg("scalars"), py::arg("chains"))
-      .def_property_readonly("matrices", [](const Items& items) {
-        int64_t total = 0;
-        for (const ChainItem& item : items) total += item.batch;
-        return total;
-      });
+      .def(py::init(&chain_items), py::arg("buffers"), py::arg("products"), py::arg("scalars"), py::arg("chains"));
 
   m.def(
       "chains",
-      [](const Items& items, int dtype, int64_t workspace, int64_t done, int tile, int band, int64_t stream) {
-        const ChainArgs args{static_cast<DType>(dtype), pointer<void>(workspace), pointer<uint32_t>(done), tile, band};
-        check(launch_chains_sm90(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+      [](const Items& items, int dtype, int64_t workspace, int64_t stream) {
+        check(launch_chains_sm90(items.data(), static_cast<int64_t>(items.size()), static_cast<DType>(dtype),
+                                 pointer<void>(workspace), stream_of(stream)));
       },
-      py::arg("items"), py::arg("dtype"), py::arg("workspace"), py::arg("done"), py::arg("tile"), py::arg("band"),
-      py::arg("stream"));
+      py::arg("items"), py::arg("dtype"), py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace

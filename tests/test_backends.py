@@ -55,6 +55,7 @@ def test_auto_takes_only_what_is_listed_for_it(monkeypatch):
     """An op that a backend could run, but that "auto" does not list, goes on down the list and says so."""
     monkeypatch.setattr(backends._backend("triton"), "unavailable_reason", lambda *args: None)
     monkeypatch.setattr(backends._backend("cuda"), "unavailable_reason", lambda *args: None)
+    monkeypatch.setattr(backends, "AUTO_OPS", backends.AUTO_OPS | {"cuda": ("prologue", "apply")})
     cuda = torch.device("cuda", 0)
     assert backends.select("gemm_add", cuda, ()) is reference.gemm_add
     assert backends.select("apply", cuda, ()) is backends._backend("cuda").apply

@@ -339,3 +339,32 @@ def test_refusals_name_what_is_wrong():
     cube = torch.zeros(8, 8, 8, device="cuda")[:5, :5, :5]
     with pytest.raises(ValueError, match="params and updates at index 0"):
         ops.apply([cube], [torch.zeros(5, 5, 5, device="cuda")], lr=0.1, scales=[1.0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["dense", "padded", "transposed"])
+def test_normalize(layout, out_dtype, dtype):
+    shapes = [(3, 4, 5), (1, 129, 64), (7, 63, 65), (2, 300, 8), (1, 1, 1), (5, 1, 4099)]
+    xs = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
+    if layout == "transposed":
+        xs = [x.mT.contiguous().mT for x in xs]
+    width = 3 if layout == "padded" else 0
+    memory = [torch.full((b, r, c + width), torch.nan, dtype=out_dtype, device="cuda") for b, r, c in shapes]
+    outs = [m[:, :, : m.shape[2] - width] for m in memory]
+    sumsq = torch.cat([x.double().square().sum((1, 2)) for x in xs])
+    with use_backend("cuda"):
+        ops.normalize(xs, sumsq, outs, eps=1e-7, safety_factor=1.5)
+    for x, out, m in zip(xs, outs, memory, strict=True):
+        exact = x.double() / (1.5 * x.double().square().sum((1, 2), keepdim=True).sqrt())
+        torch.testing.assert_close(out.double(), exact, rtol=2 * torch.finfo(out_dtype).eps, atol=1e-7)
+        assert m[:, :, m.shape[2] - width :].isnan().all()
+
+
+def test_normalize_edges():
+    x = torch.ones(5, 40, 50, device="cuda")
+    sumsq = torch.tensor([0.0, 4.0, torch.inf, torch.nan, 1e-80], dtype=torch.float64, device="cuda")
+    out = torch.full_like(x, torch.nan)
+    with use_backend("cuda"):
+        ops.normalize([x], sumsq, [out], eps=0.0)
+    assert out[0].eq(0).all() and out[1].eq(0.5).all() and out[2:4].isnan().all() and out[4].eq(0).all()

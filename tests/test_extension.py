@@ -95,4 +95,4 @@ def test_cuda_backend_falls_back_only_when_not_built(importing):
 def test_cuda_backend_refuses_other_devices_and_ops_without_loading(importing):
     importing(BROKEN[0])
     assert "cpu" in cuda.unavailable_reason("prologue", torch.device("cpu"), ())
-    assert "no CUDA kernel" in cuda.unavailable_reason("normalize", torch.device("cuda", 0), ())
+    assert "no CUDA kernel" in cuda.unavailable_reason("no_such_op", torch.device("cuda", 0), ())

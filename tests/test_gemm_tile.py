@@ -11,7 +11,7 @@ WIDE_PAIR, PAIR, OBLONG, WIDE, SMALL, SQUARE = range(6)
 
 
 def choose(symmetric, *sizes, multiprocessors=H100, address=0):
-    items = [(*size, address, *[64] * 16) for size in sizes]
+    items = [(*size, address, *[64] * 15) for size in sizes]
     return extension.load().choose_gemm_tile(symmetric, items, multiprocessors)
 
 

@@ -45,16 +45,16 @@ struct FragmentMap {
   }
 };
 
-template <typename Element, class Shape>
+template <typename Element, class Shape, bool kSymmetric>
 class Epilogue {
  public:
   __device__ __forceinline__ Epilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread)
       : staging_(staging), barrier_id_(barrier_id), leader_(thread == 0), map_{thread / 32, thread % 32} {}
 
   // The first kN columns of the tile; `first_row` is the warpgroup's first row in it.
-  template <bool kSymmetric, int kN>
-  __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const Product& problem, const TileAt& tile,
-                                      int first_row, Ring<Shape>& ring) {
+  template <int kN>
+  __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const GemmEntry& problem,
+                                      const TileAt& tile, int first_row, Ring<Shape>& ring) {
     combine<kN>(acc, problem, tile, first_row, ring);
 #pragma unroll
     for (int r = 0; r < Shape::kMmaRows; ++r) {
@@ -76,12 +76,6 @@ class Epilogue {
     }
   }
 
-  // Returns once everything that `run` stored so far can be read; in the thread that issued the stores.
-  __device__ __forceinline__ bool complete() const {
-    if (leader_) tensor_store_wait();
-    return leader_;
-  }
-
   // Before the block ends: shared memory must outlive the stores that read it.
   __device__ __forceinline__ void finish() const {
     if (leader_) tensor_store_wait_read<0>();
@@ -89,16 +83,15 @@ class Epilogue {
 
  private:
   template <int kN>
-  __device__ __forceinline__ void combine(float (&acc)[Shape::kMmaRows][kN / 2], const Product& problem,
+  __device__ __forceinline__ void combine(float (&acc)[Shape::kMmaRows][kN / 2], const GemmEntry& problem,
                                           const TileAt& tile, int first_row, Ring<Shape>& ring) const {
-    float alpha = problem.alpha;
-    if (problem.factors != nullptr) alpha *= __ldg(problem.factors + tile.batch);
+    const float alpha = problem.alpha;
 #pragma unroll
     for (int r = 0; r < Shape::kMmaRows; ++r) {
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) acc[r][i] *= alpha;
     }
-    if (problem.c) {
+    if (problem.has_c) {
 #pragma unroll
       for (int first = 0; first < Shape::kBoxesC; first += Shape::kBoxesPerStage) {
         barrier_wait(ring.full(), ring.at.parity);
@@ -149,13 +142,10 @@ class Epilogue {
     return box;
   }
 
-  __device__ __forceinline__ void publish(uint32_t box, const Product& problem, int row, int col, int batch) const {
+  __device__ __forceinline__ void publish(uint32_t box, const GemmEntry& problem, int row, int col, int batch) const {
     fence_shared_for_async();
     named_barrier(barrier_id_, 128);
-    if (leader_) {
-      tensor_store(problem.out, box, col, row, batch);
-      tensor_store_commit();
-    }
+    if (leader_) tensor_store(&problem.out, box, col, row, batch);
   }
 
   // The four fragments of 16 columns.
@@ -169,7 +159,8 @@ class Epilogue {
 
   // `part`: this thread's 32 accumulators of the box.
   template <bool kTransposed>
-  __device__ __forceinline__ void store(const float* part, const Product& problem, int row, int col, int batch) {
+  __device__ __forceinline__ void store(const float* part, const GemmEntry& problem, int row, int col,
+                                        int batch) {
     const uint32_t box = claim();
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
@@ -184,7 +175,8 @@ class Epilogue {
     publish(box, problem, row, col, batch);
   }
 
-  __device__ __forceinline__ void store_on_diagonal(const float* part, const Product& problem, int row, int batch) {
+  __device__ __forceinline__ void store_on_diagonal(const float* part, const GemmEntry& problem, int row,
+                                                    int batch) {
     const uint32_t box = claim();
 #pragma unroll
     for (int p = 0; p < 4; ++p) {

@@ -36,9 +36,10 @@ GemmItem oriented(const GemmItem& item) {
   if (item.out.col_stride != 1) result = transposed(item);
   if (kSymmetric && result.c.col_stride != 1) result.c = transposed(result.c);
   if (kSymmetric && a_is_mn_major(result) && !b_is_mn_major(result)) {
-    std::swap(result.a, result.b);
-    result.a = transposed(result.a);
-    result.b = transposed(result.b);
+    const MatrixBatch c = result.c, out = result.out;
+    result = transposed(result);
+    result.c = c;
+    result.out = out;
   }
   return result;
 }
@@ -63,7 +64,7 @@ cudaError_t launch(const GemmItem* items, int64_t count, const GemmArgs& args, c
     last = first + 1;
     while (last < list.size() && last - first < kMaxEntries && majors(list[last]) == majors(list[first])) ++last;
     const int size = static_cast<int>(last - first);
-    if (const cudaError_t error = launch_group(&list[first], size, args, stream)) return error;
+    if (const cudaError_t error = launch_group(&list[first], size, args.tile, stream)) return error;
   }
   return cudaSuccess;
 }

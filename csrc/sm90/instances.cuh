@@ -10,6 +10,13 @@
 
 namespace muon_kernels::sm90 {
 
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 // The operand as [mn, k] or, if MN-major, as [k, mn]: rows contiguous, as the copy engine wants it.
 inline TensorBox operand_box(const MatrixBatch& operand, int64_t batch, int64_t mn, int64_t k, int64_t mn_stride,
                              int64_t k_stride, uint32_t box_rows) {
@@ -18,17 +25,18 @@ inline TensorBox operand_box(const MatrixBatch& operand, int64_t batch, int64_t 
 }
 
 template <typename Element, class Shape, class Order>
-cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count, const GemmArgs& args) {
+cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
+  constexpr auto kType = std::is_same_v<Element, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   table.count = count;
-  table.alpha = args.alpha;
-  table.beta = args.beta;
-  table.delta = args.delta;
-  table.has_c = items[0].c.data != nullptr && args.beta != 0.0f;
   table.tasks = table.halves = 0;
   for (int i = 0; i < count; ++i) {
     const GemmItem& item = items[i];
     GemmEntry& entry = table.entries[i];
-    entry.factors = item.factors;
+    entry.alpha = item.alpha;
+    entry.beta = item.beta;
+    entry.delta = item.delta;
+    entry.has_c = item.c.data != nullptr && item.beta != 0.0f;
     entry.m = static_cast<int>(item.m);
     entry.n = static_cast<int>(item.n);
     entry.k = static_cast<int>(item.k);
@@ -39,24 +47,24 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count, const
     table.tasks += entry.tasks * static_cast<int>(item.batch);
     table.halves += entry.halves * static_cast<int>(item.batch);
     const MatrixBatch &a = item.a, &b = item.b, &c = item.c, &out = item.out;
-    const TensorBox boxes[] = {
+    const TensorBox boxes[4] = {
         operand_box(a, item.batch, item.m, item.k, a.row_stride, a.col_stride, Shape::kBoxRowsA),
         operand_box(b, item.batch, item.n, item.k, b.col_stride, b.row_stride, Shape::kBoxRowsB),
         {out.data, item.batch, item.m, item.n, out.batch_stride, out.row_stride, kBox},
-        {c.data, item.batch, item.m, item.n, c.batch_stride, c.row_stride, Shape::kBoxRowsC}};
-    CUtensorMap* const maps[] = {&entry.a, &entry.b, &entry.out, &entry.c};
-    for (int j = 0; j < (table.has_c ? 4 : 3); ++j) {
-      if (const cudaError_t error = encode_tensor_map(maps[j], tensor_map_type<Element>(), boxes[j])) return error;
+        {c.data, item.batch, item.m, item.n, c.batch_stride, c.row_stride, Shape::kTileM}};
+    CUtensorMap* const maps[4] = {&entry.a, &entry.b, &entry.out, &entry.c};
+    for (int j = 0; j < (entry.has_c ? 4 : 3); ++j) {
+      if (const cudaError_t error = encode_tensor_map(maps[j], kType, boxes[j])) return error;
     }
   }
   return cudaSuccess;
 }
 
 template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape>
-cudaError_t launch_instance(const GemmItem* items, int count, const GemmArgs& args, cudaStream_t stream) {
+cudaError_t launch_instance(const GemmItem* items, int count, cudaStream_t stream) {
   GemmTable table;
   using Order = typename Walk<Shape, kSymmetric>::Order;
-  if (const cudaError_t error = fill_table<Element, Shape, Order>(table, items, count, args)) return error;
+  if (const cudaError_t error = fill_table<Element, Shape, Order>(table, items, count)) return error;
   const auto kernel = gemm_sm90_kernel<Element, kMajorA, kMajorB, kSymmetric, Shape>;
   if (const cudaError_t error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes)) {
@@ -77,26 +85,26 @@ cudaError_t launch_instance(const GemmItem* items, int count, const GemmArgs& ar
 }
 
 template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric>
-cudaError_t launch_majors(const GemmItem* items, int count, const GemmArgs& args, cudaStream_t stream) {
-  const int tile = args.tile >= 0 ? args.tile : choose_gemm_tile(kSymmetric, items, count, multiprocessors());
+cudaError_t launch_majors(const GemmItem* items, int count, int tile, cudaStream_t stream) {
+  if (tile == kTileBySizes) tile = choose_gemm_tile(kSymmetric, items, count, multiprocessors());
   cudaError_t result = cudaErrorInvalidValue;
   for_each_shape<kSymmetric>([&](int index, auto shape) {
     if (index == tile) {
-      result = launch_instance<Element, kMajorA, kMajorB, kSymmetric, decltype(shape)>(items, count, args, stream);
+      result = launch_instance<Element, kMajorA, kMajorB, kSymmetric, decltype(shape)>(items, count, stream);
     }
   });
   return result;
 }
 
 template <typename Element, bool kSymmetric>
-cudaError_t launch_group(const GemmItem* items, int count, const GemmArgs& args, cudaStream_t stream) {
+cudaError_t launch_group(const GemmItem* items, int count, int tile, cudaStream_t stream) {
   constexpr Major K = Major::kK, MN = Major::kMN;
   const bool a_mn = items[0].a.col_stride != 1, b_mn = items[0].b.row_stride != 1;
-  if (a_mn && b_mn) return launch_majors<Element, MN, MN, kSymmetric>(items, count, args, stream);
-  if (b_mn) return launch_majors<Element, K, MN, kSymmetric>(items, count, args, stream);
-  if (!a_mn) return launch_majors<Element, K, K, kSymmetric>(items, count, args, stream);
+  if (a_mn && b_mn) return launch_majors<Element, MN, MN, kSymmetric>(items, count, tile, stream);
+  if (b_mn) return launch_majors<Element, K, MN, kSymmetric>(items, count, tile, stream);
+  if (!a_mn) return launch_majors<Element, K, K, kSymmetric>(items, count, tile, stream);
   if constexpr (kSymmetric) return cudaErrorInvalidValue;  // comes transposed
-  else return launch_majors<Element, MN, K, kSymmetric>(items, count, args, stream);
+  else return launch_majors<Element, MN, K, kSymmetric>(items, count, tile, stream);
 }
 
 }  // namespace muon_kernels::sm90

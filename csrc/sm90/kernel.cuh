@@ -1,70 +1,88 @@
 // gemm_sm90_kernel: out = alpha A B + beta C + delta I for a list of problems (problem.h), in one persistent grid.
 //
-// A symmetric launch computes the lower triangle of tiles and mirrors it: A B and C must be symmetric, and the result is
-// bitwise so.
+// Warpgroup 0 loads: one thread drives the copy engine. Warpgroups 1 and 2 multiply and store, cooperatively or in
+// turns, see tile.cuh, which also maps shared memory. A symmetric launch computes the lower triangle of tiles and
+// mirrors it: A B and C must be symmetric, and the result is bitwise so.
 //
 // Limits: 16-bit elements; base addresses, all strides but the unit one, and sizes along the unit stride multiples of
 // 16 bytes (the copy engine writes whole ones, also past the edge of a matrix); k >= 1; m, n, k < 2^31.
 #pragma once
 
-#include "persistent.cuh"
+#include "../dependent_launch.cuh"
+#include "epilogue.cuh"
 
 namespace muon_kernels::sm90 {
 
-template <class Shape, class Kind>
-class GemmTasks {
- public:
-  __device__ __forceinline__ GemmTasks(const GemmTable& table, int rank, int clusters)
-      : table_(table), schedule_(table, rank, clusters) {}
-
-  __device__ __forceinline__ bool next() { return (task_ = schedule_.next()) >= 0; }
-
-  __device__ __forceinline__ TileAt tile(uint32_t rank) const {
-    return Walk<Shape, Kind::kSymmetric>::locate(table_, task_, rank);
-  }
-
-  __device__ __forceinline__ Product product() const {
-    const GemmEntry& entry = table_.entries[entry_of(table_, task_)];
-    return {&entry.a,
-            &entry.b,
-            table_.has_c ? &entry.c : nullptr,
-            &entry.out,
-            entry.factors,
-            entry.m,
-            entry.n,
-            entry.k,
-            table_.alpha,
-            table_.beta,
-            table_.delta};
-  }
-
-  template <class F>
-  __device__ __forceinline__ void with_kind(F&& f) const {
-    f(Kind());
-  }
-
-  __device__ __forceinline__ void wait_for_operands(const TileAt&) const {}
-
-  template <class Epilogue>
-  __device__ __forceinline__ void stored(const TileAt&, const Epilogue&) const {}
-
- private:
-  const GemmTable& table_;
-  Schedule schedule_;
-  int task_ = 0;
-};
+template <typename Element, Major kMajorA, Major kMajorB, int kN, class Shape, bool kSymmetric>
+__device__ __forceinline__ void compute_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
+                                             Epilogue<Element, Shape, kSymmetric>& epilogue, int first_row,
+                                             uint32_t consumer) {
+  float acc[Shape::kMmaRows][kN / 2] = {};
+  const GemmEntry& problem = table.entries[tile.entry];
+  multiply_tile<Element, Shape, kMajorA, kMajorB, kN>(acc, ring, problem.k, first_row, consumer, threadIdx.x % 32,
+                                                      problem.has_c);
+  epilogue.template run<kN>(acc, problem, tile, first_row, ring);
+}
 
 template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape>
 __global__ void __launch_bounds__(kThreads, 1) gemm_sm90_kernel(const __grid_constant__ GemmTable table) {
+  extern __shared__ uint8_t shared[];
+  const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
+  Ring<Shape> ring{base, base + Shape::kBarrierOffset, {}};
+  const uint32_t rank = Shape::kCluster == 1 ? 0 : cluster_rank();
+  const uint32_t warpgroup = threadIdx.x / 128;
+  if (threadIdx.x == 0) initialise_barriers<Shape>(ring.barriers);
   if (threadIdx.x >= 128 && static_cast<int>(threadIdx.x) - 128 < table.count) {
     const GemmEntry& problem = table.entries[threadIdx.x - 128];
     prefetch_tensor_map(&problem.a);
     prefetch_tensor_map(&problem.b);
     prefetch_tensor_map(&problem.out);
   }
-  run_persistent<Element, Shape>([&](int rank, int clusters) {
-    return GemmTasks<Shape, Kind<kMajorA, kMajorB, kSymmetric>>(table, rank, clusters);
-  });
+  if constexpr (Shape::kCluster == 1) {
+    __syncthreads();
+  } else {
+    cluster_sync();
+  }
+
+  grid_release_dependents();
+  grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
+
+  Schedule schedule(table, blockIdx.x / Shape::kCluster, gridDim.x / Shape::kCluster);
+  if (warpgroup == 0) {
+    registers_release<40>();
+    if (threadIdx.x == 0) {
+      for (int task; (task = schedule.next()) >= 0;) {
+        load_tile<Shape, kMajorA, kMajorB>(table, Walk<Shape, kSymmetric>::locate(table, task, rank), ring, rank);
+      }
+    }
+    __syncwarp();
+  } else {
+    registers_acquire<232>();
+    const uint32_t consumer = warpgroup - 1;
+    const uint32_t thread = threadIdx.x % 128;
+    const int first_row = Shape::kAlternating ? 0 : static_cast<int>(consumer) * Shape::kRowsPerConsumer;
+    Epilogue<Element, Shape, kSymmetric> epilogue(
+        base + Shape::kStagingOffset + consumer * Shape::kStagingBoxes * Shape::kStagingBytes, 1 + consumer, thread);
+    Turns<Shape>::begin(consumer);
+    int task;
+    for (uint32_t turn = 0; (task = schedule.next()) >= 0; ++turn) {
+      if (Shape::kAlternating && turn % kConsumers != consumer) {
+        ring.at.advance(stages_of<Shape>(table, entry_of(table, task)));
+        continue;
+      }
+      const TileAt tile = Walk<Shape, kSymmetric>::locate(table, task, rank);
+      Turns<Shape>::wait(consumer);
+      if constexpr (kSymmetric && Shape::kHalves) {
+        if (tile.half) {
+          compute_tile<Element, kMajorA, kMajorB, Shape::kTileN / 2>(table, tile, ring, epilogue, first_row, consumer);
+          continue;
+        }
+      }
+      compute_tile<Element, kMajorA, kMajorB, Shape::kTileN>(table, tile, ring, epilogue, first_row, consumer);
+    }
+    epilogue.finish();
+  }
+  if constexpr (Shape::kCluster > 1) cluster_sync();  // a block must outlive its neighbours' arrivals and copies
 }
 
 }  // namespace muon_kernels::sm90

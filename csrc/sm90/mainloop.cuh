@@ -81,55 +81,50 @@ __device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap&
 
 // One thread: everything that one tile needs, in the order of the ring.
 template <class Shape, Major kMajorA, Major kMajorB>
-__device__ __forceinline__ void load_tile(const Product& problem, const TileAt& tile, Ring<Shape>& ring,
+__device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
                                           uint32_t rank) {
   constexpr int kShares = Shape::kCluster;
-  if (problem.c) {  // comes last, and for all blocks at about the same time: ask for it early
-    for (int i = 0; i < Shape::kBoxesC; ++i) {
-      for (int row = 0; row < Shape::kTileM; row += Shape::kBoxRowsC) {
-        tensor_prefetch(problem.c, tile.col + i * kBox, tile.row + row, tile.batch);
-      }
-    }
+  const GemmEntry& problem = table.entries[tile.entry];
+  if (problem.has_c) {  // comes last, and for all blocks at about the same time: ask for it early
+    for (int i = 0; i < Shape::kBoxesC; ++i) tensor_prefetch(&problem.c, tile.col + i * kBox, tile.row, tile.batch);
   }
   for (int k = 0; k < problem.k; k += kTileK, ring.at.advance()) {
     barrier_wait(ring.empty(), ring.at.parity ^ 1);
     barrier_expect_bytes(ring.full(), Shape::kStageBytes - (tile.half ? Shape::kBytesB / 2 : 0));
     const uint32_t data_b = ring.data() + Shape::kBytesA;
     if (Shape::kHalves && tile.half) {
-      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, 1>(ring.data(), *problem.a, ring.full(), k, tile.row,
+      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, 1>(ring.data(), problem.a, ring.full(), k, tile.row,
                                                                 tile.batch, rank);
-      load_operand<kMajorB, Shape::kTileN / 2, Shape::kBoxRowsB, 1>(data_b, *problem.b, ring.full(), k, tile.col,
+      load_operand<kMajorB, Shape::kTileN / 2, Shape::kBoxRowsB, 1>(data_b, problem.b, ring.full(), k, tile.col,
                                                                     tile.batch, rank);
     } else if (Shape::kSquare && tile.shares_a) {
-      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, kShares>(ring.data(), *problem.a, ring.full(), k, tile.row,
+      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, kShares>(ring.data(), problem.a, ring.full(), k, tile.row,
                                                                       tile.batch, rank);
-      load_operand<kMajorB, Shape::kTileN, Shape::kBoxRowsB, 1>(data_b, *problem.b, ring.full(), k, tile.col, tile.batch,
+      load_operand<kMajorB, Shape::kTileN, Shape::kBoxRowsB, 1>(data_b, problem.b, ring.full(), k, tile.col, tile.batch,
                                                                 rank);
     } else {
-      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, 1>(ring.data(), *problem.a, ring.full(), k, tile.row,
+      load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, 1>(ring.data(), problem.a, ring.full(), k, tile.row,
                                                                 tile.batch, rank);
-      load_operand<kMajorB, Shape::kTileN, Shape::kBoxRowsB, kShares>(data_b, *problem.b, ring.full(), k, tile.col,
+      load_operand<kMajorB, Shape::kTileN, Shape::kBoxRowsB, kShares>(data_b, problem.b, ring.full(), k, tile.col,
                                                                       tile.batch, rank);
     }
   }
-  if (!problem.c) return;
+  if (!problem.has_c) return;
   for (int first = 0; first < Shape::kBoxesC; first += Shape::kBoxesPerStage, ring.at.advance()) {
     const int boxes = min(Shape::kBoxesPerStage, Shape::kBoxesC - first);
     barrier_wait(ring.empty(), ring.at.parity ^ 1);
     barrier_expect_bytes(ring.full(), boxes * Shape::kBytesA);
     for (int i = 0; i < boxes; ++i) {
-      for (int row = 0; row < Shape::kTileM; row += Shape::kBoxRowsC) {
-        tensor_load(ring.data() + i * Shape::kBytesA + row * 128, problem.c, ring.full(), tile.col + (first + i) * kBox,
-                    tile.row + row, tile.batch);
-      }
+      tensor_load(ring.data() + i * Shape::kBytesA, &problem.c, ring.full(), tile.col + (first + i) * kBox, tile.row,
+                  tile.batch);
     }
   }
 }
 
-// Number of stages that load_tile fills for a tile.
+// Number of stages that load_tile fills for a tile of this entry.
 template <class Shape>
-__device__ __forceinline__ uint32_t stages_of(int k, bool has_c) {
-  return (k + kTileK - 1) / kTileK + (has_c ? Shape::kStagesC : 0);
+__device__ __forceinline__ uint32_t stages_of(const GemmTable& table, int entry) {
+  return (table.entries[entry].k + kTileK - 1) / kTileK + (table.entries[entry].has_c ? Shape::kStagesC : 0);
 }
 
 // Alternating warpgroups take turns at the ring. A warpgroup passes the turn on once it has seen every stage of its

@@ -89,15 +89,10 @@ __device__ __forceinline__ void tensor_store(const CUtensorMap* map, uint32_t so
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
                "r"(source), "r"(x), "r"(y), "r"(z)
                : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// This thread's stores since the last call form a group.
-__device__ __forceinline__ void tensor_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-
-// Returns once all of this thread's stores are complete.
-__device__ __forceinline__ void tensor_store_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
-// Returns once at most kPending groups of this thread's stores still read shared memory.
+// Returns once at most kPending of this thread's stores still read shared memory.
 template <int kPending>
 __device__ __forceinline__ void tensor_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
@@ -106,23 +101,6 @@ __device__ __forceinline__ void tensor_store_wait_read() {
 // Orders ordinary shared-memory accesses of this thread before later accesses by the copy engine or tensor cores.
 __device__ __forceinline__ void fence_shared_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Orders accesses of this thread to any memory with those by the copy engine, in both directions.
-__device__ __forceinline__ void fence_for_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
-
-// ---- counters in global memory --------------------------------------------------------------------------------------
-
-// What this thread has seen is visible to whoever sees the counter's new value.
-__device__ __forceinline__ void counter_increment(uint32_t* counter) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-
-__device__ __forceinline__ void counter_wait(const uint32_t* counter, uint32_t value) {
-  uint32_t seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-  } while (seen < value);
 }
 
 // ---- threads --------------------------------------------------------------------------------------------------------

@@ -36,8 +36,7 @@ struct Tile {
   static constexpr int kBoxRowsA = kSquare ? kTileM / kCluster : kTileM;
   static constexpr int kBoxRowsB = kHalves ? kTileN / 2 : kTileN / kCluster;
 
-  // C passes through the stages after the last k: kTileM x 64 at a time.
-  static constexpr int kBoxRowsC = kTileM;
+  // C passes through the stages after the last k: boxes of kTileM x 64.
   static constexpr int kBoxesC = kTileN / kBox;
   static constexpr int kBoxesPerStage = kStageBytes / kBytesA;
   static constexpr int kStagesC = (kBoxesC + kBoxesPerStage - 1) / kBoxesPerStage;
@@ -47,12 +46,6 @@ struct Tile {
   static constexpr uint32_t kBarrierOffset = kStagingOffset + kConsumers * kStagingBoxes * kStagingBytes;
   static constexpr uint32_t kSharedBytes = kBarrierOffset + 2 * 8 * kStages + 1024;  // 1024 to align the base
   static_assert(kSharedBytes <= 232448);
-};
-
-// The same with boxes of 64 rows for everything, so that one tensor map serves a matrix in every role.
-template <class Base>
-struct WithSquareBoxes : Base {
-  static constexpr int kBoxRowsA = kBox, kBoxRowsB = kBox, kBoxRowsC = kBox;
 };
 
 }  // namespace muon_kernels::sm90

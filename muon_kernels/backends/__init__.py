@@ -27,7 +27,7 @@ NAMES = ("cuda", "triton", "reference")
 
 OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "chains", "apply")
 
-AUTO_OPS = {"cuda": ("prologue", "apply"), "triton": (), "reference": OP_NAMES}
+AUTO_OPS = {"cuda": OP_NAMES, "triton": (), "reference": OP_NAMES}
 """What "auto" chooses from: the ops whose tests, alone and within whole optimizer steps, have passed on a GPU. The
 others run when their backend is asked for by name."""
 

@@ -1,8 +1,7 @@
-"""The op `chains` on the Hopper kernels of csrc/sm90: whole chains of products in one launch."""
+"""The op `chains` on the Hopper kernels of csrc/sm90: whole chains of products in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,34 +16,12 @@ from .device import on_device
 def chains(
     workspace: list[Tensor], *, buffers: list[int], products: list[int], scalars: list[float], chains: list[int]
 ) -> None:
-    """See `muon_kernels.ops.chains`."""
-    launch(workspace[0], buffers, products, scalars, chains)
-
-
-def launch(
-    workspace: Tensor,
-    buffers: Sequence[int],
-    products: Sequence[int],
-    scalars: Sequence[float],
-    chains: Sequence[int],
-    *,
-    tile: int = -1,
-    band: int = 0,
-) -> None:
-    """Runs a program of `muon_kernels.program`.
-
-    Args:
-        tile: the tile shape, an index into csrc/sm90/shapes.cuh; -2 for a launch a product; -1 decides by the sizes.
-        band: matrices that go through a chain side by side; 0 decides by the sizes.
-    """
+    """See `muon_kernels.ops.chains`. Products of several chains that can run side by side share a launch."""
     items = _items(tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
-    device = workspace.device
+    device = workspace[0].device
     with on_device(device):
-        done = torch.empty(items.matrices, dtype=torch.int32, device=device)
         stream = torch.cuda.current_stream(device).cuda_stream
-        extension.load().chains(
-            items, DTYPES[workspace.dtype], workspace.data_ptr(), done.data_ptr(), tile, band, stream
-        )
+        extension.load().chains(items, DTYPES[workspace[0].dtype], workspace[0].data_ptr(), stream)
 
 
 @lru_cache(maxsize=256)

@@ -61,21 +61,19 @@ def launch(
     alpha: float,
     beta: float,
     delta: float = 0.0,
-    factors: Sequence[Tensor] = (),
     tile: int = -1,
 ) -> None:
-    """out[i] = alpha * factors[i] * a[i] b[i] + beta * c[i] + delta * I for every matrix of every entry.
+    """out[i] = alpha * a[i] b[i] + beta * c[i] + delta * I for every entry.
 
     Args:
         symmetric: the results are symmetric; compute and mirror one triangle. `delta` needs it.
-        factors: per entry a contiguous float32 [batch] on the device; none for 1.
         tile: the tile shape, an index into csrc/sm90/shapes.cuh; -1 lets choose_gemm_tile decide.
 
     Raises:
         TypeError: a dtype that is not one 16-bit type for all lists.
         ValueError: a tensor whose address or strides break the rules above.
     """
-    items = _items(symmetric, a, b, c, outs, factors)
+    items = _items(symmetric, a, b, c, outs)
     device = outs[0].device
     with on_device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
@@ -95,9 +93,8 @@ def _items(
     b: Sequence[Tensor],
     c: Sequence[Tensor],
     outs: Sequence[Tensor],
-    factors: Sequence[Tensor] = (),
 ) -> list[tuple[int, ...]]:
-    """The rows of 21 integers that csrc/bindings.cpp reads, one per entry."""
+    """The rows of 20 integers that csrc/bindings.cpp reads, one per entry."""
     items: list[tuple[int, ...]] = []
     for i, out in enumerate(outs):
         for name, tensor in (("a", a[i]), ("b", b[i]), ("outs", out), *((("c", c[i]),) if c else ())):
@@ -112,8 +109,7 @@ def _items(
             raise ValueError(
                 f"c[{i}] must have the memory order of outs[{i}], strides {out.stride()}, got {c[i].stride()}"
             )
-        factor = factors[i].data_ptr() if factors else 0
-        items.append((batch, m, out.shape[2], k, *_view("a", i, a[i]), *_view("b", i, b[i]), *addend, *order, factor))
+        items.append((batch, m, out.shape[2], k, *_view("a", i, a[i]), *_view("b", i, b[i]), *addend, *order))
     return items
 
 

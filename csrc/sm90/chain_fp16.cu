@@ -1,8 +1,0 @@
-// The instances of chain_sm90_kernel in fp16.
-#include "chain_instances.cuh"
-
-namespace muon_kernels::sm90 {
-
-template cudaError_t launch_chain_table<__half>(ChainTable&, int, cudaStream_t);
-
-}  // namespace muon_kernels::sm90

@@ -1,0 +1,134 @@
+"""The op `chains` on the Hopper kernels: the bits of product after product, and errors like plain torch's."""
+
+import pytest
+import torch
+
+from muon_kernels import ops, orthogonalize, use_backend
+from muon_kernels.backends import cuda_products
+from muon_kernels.backends.products import one_by_one
+from muon_kernels.coefficients import resolve_coefficients
+from muon_kernels.orthogonalize import NewtonSchulz
+from muon_kernels.program import view
+from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, poison, polynomial_oracle
+
+pytestmark = pytest.mark.gpu
+
+GROUPS = [
+    [(3, 64, 64)],
+    [(3, 256, 512)],
+    [(3, 512, 256)],
+    [(20, 384, 384), (7, 640, 256), (1, 1024, 2048)],
+    [(2 + i, 8 * (i + 1), 64) for i in range(20)],
+]
+ODD = [[(5, 77, 131)], [(5, 131, 77)], [(3, 1, 9), (2, 9, 1)], [(9, 257, 255)], [(1, 1, 1)]]
+
+
+@pytest.fixture(autouse=True)
+def on_hopper():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+
+
+def filled(groups, method, dtype, rows="original"):
+    """A chain whose X are normalised random matrices, everything else NaN; and the function that fills it again."""
+    chain = NewtonSchulz(
+        groups, resolve_coefficients(rows, 5), method=method, compute_dtype=dtype, device=torch.device("cuda")
+    )
+    xs = [torch.randn(*group, device="cuda") for group in groups]
+    xs = [(x / x.norm(dim=(1, 2), keepdim=True)).to(dtype) for x in xs]
+
+    def fill():
+        poison(chain._workspace)
+        for buffer, x in zip(chain._plan.normalised, xs, strict=True):
+            view(chain._workspace, buffer).copy_(x)
+
+    fill()
+    return chain, fill
+
+
+def run(chain, op=ops.chains):
+    op(chain._workspace, chain._plan.program)
+    return [view(chain._workspace, buffer).clone() for buffer in chain._plan.results]
+
+
+def product_by_product(workspace, program):
+    one_by_one(cuda_products.symm_gemm, cuda_products.gemm_add)(
+        [workspace],
+        buffers=program.buffers,
+        products=program.products,
+        scalars=program.scalars,
+        chains=program.chains,
+    )
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+@pytest.mark.parametrize("method", ["standard", "gram"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bits_of_product_after_product(dtype, method, groups):
+    chain, fill = filled(groups, method, dtype)
+    expected = run(chain, product_by_product)
+    fill()
+    with use_backend("cuda"):
+        for one, other in zip(run(chain), expected, strict=True):
+            assert torch.equal(one, other) and other.isfinite().all()
+
+
+@pytest.mark.parametrize("groups", ODD, ids=str)
+@pytest.mark.parametrize("method", ["standard", "gram"])
+def test_sizes_are_free(method, groups):
+    chain, fill = filled(groups, method, torch.float16)
+    with use_backend("reference"):
+        plain = run(chain)
+    fill()
+    with use_backend("cuda"):
+        for one, other in zip(run(chain), plain, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=2e-2 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("shape", [(192, 192), (128, 384), (384, 128), (131, 200)], ids=str)
+@pytest.mark.parametrize("method", ["standard", "gram"])
+@pytest.mark.parametrize("preset", ["original", "quintic", "polar_express_1.05"])
+def test_errs_no_more_than_plain_torch(preset, method, shape):
+    for spectrum in SPECTRA.values():
+        g = matrix_with_spectrum(*shape, spectrum(min(shape))).cuda()
+        oracle = polynomial_oracle(g, resolve_coefficients(preset, 5))
+        with use_backend("cuda"):
+            ours = orthogonalize(g.float(), method=method, ns_coefficients=preset)
+        with use_backend("reference"):
+            plain = orthogonalize(g.float(), method=method, ns_coefficients=preset, compute_dtype=torch.bfloat16)
+        # bfloat16 is what torch.optim.Muon computes in; float16 has three more bits and must show it.
+        assert_error_ratio(ours, plain, oracle, factor=1.0, floor=4e-3)
+
+
+def test_a_matrix_has_the_same_bits_alone_and_in_company():
+    chain, _ = filled([(9, 256, 640), (4, 128, 128)], "auto", torch.float16)
+    alone, _ = filled([(1, 256, 640)], "auto", torch.float16)
+    view(alone._workspace, alone._plan.normalised[0])[0].copy_(view(chain._workspace, chain._plan.normalised[0])[5])
+    with use_backend("cuda"):
+        assert torch.equal(run(alone)[0][0], run(chain)[0][5])
+
+
+def test_works_in_a_graph_and_on_another_stream():
+    chain, fill = filled([(4, 256, 256), (2, 128, 640)], "auto", torch.float16)
+    with use_backend("cuda"):
+        expected = run(chain)
+        stream = torch.cuda.Stream()
+        fill()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            on_stream = run(chain)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            replayed = run(chain)
+        fill()
+        graph.replay()
+    torch.cuda.synchronize()
+    for one, other, third in zip(expected, on_stream, replayed, strict=True):
+        assert torch.equal(one, other) and torch.equal(one, third)
+
+
+def test_a_dtype_that_has_no_kernel_is_named():
+    chain, _ = filled([(1, 8, 8)], "standard", torch.float32)
+    with use_backend("cuda"), pytest.raises(RuntimeError, match="workspace must be bfloat16 or float16"):
+        run(chain)
