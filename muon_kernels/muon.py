@@ -174,9 +174,18 @@ class Muon(Optimizer):
         return super().__getstate__() | {"_max_workspace_bytes": self._max_workspace_bytes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in."""
-        loaded: dict[str, Any] = {}  # what the registered pre-hooks made of state_dict
-        handle = self.register_load_state_dict_pre_hook(lambda _, state: loaded.update(state))
+        """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in, and
+        options that were not saved stay as they are."""
+        loaded: dict[str, Any] = {}  # what the registered pre-hooks made of state_dict, completed
+
+        def complete(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            saved = state["param_groups"]
+            if len(saved) == len(self.param_groups):  # otherwise torch raises
+                saved = [group | old for group, old in zip(self.param_groups, saved, strict=True)]
+            loaded.update(state | {"param_groups": saved})
+            return loaded
+
+        handle = self.register_load_state_dict_pre_hook(complete)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -225,12 +234,14 @@ class Muon(Optimizer):
         return loss
 
     def explain(self) -> str:
-        """A table of the parameters: name or number, shape, algorithm, matrices, and the shape's factor for lr."""
-        rows = [("parameter", "shape", "algorithm", "matrices", "lr scale")]
+        """A table of the parameters: name or number, shape, algorithm, matrices, the shape's factor for lr, and the
+        reason if `param_groups_for` made the groups."""
+        rows: list[tuple[str, ...]] = [("parameter", "shape", "algorithm", "matrices", "lr scale", "reason")]
         number = 0
         for group in self.param_groups:
             names = group.get("param_names") or [None] * len(group["params"])
-            for name, p in zip(names, group["params"], strict=True):
+            reasons = group.get("reasons") or [""] * len(group["params"])
+            for name, p, reason in zip(names, group["params"], reasons, strict=True):
                 algorithm, matrices, scale = group.get("algorithm", "adamw"), "", "1"
                 if group["use_muon"]:
                     shapes = [tuple(m.shape) for m in split(p.detach(), group["layout"])]
@@ -238,8 +249,10 @@ class Muon(Optimizer):
                     algorithm = "muon"
                     matrices = ", ".join(f"{shapes.count(s)} x {s[0]}x{s[1]}" for s in dict.fromkeys(shapes))
                     scale = ", ".join(f"{s:.4g}" for s in scales)
-                rows.append((str(name or number), "x".join(map(str, p.shape)), algorithm, matrices, scale))
+                rows.append((str(name or number), "x".join(map(str, p.shape)), algorithm, matrices, scale, reason))
                 number += 1
+        if not any("reasons" in group for group in self.param_groups):
+            rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
