@@ -1,6 +1,7 @@
 """Which parameters go to Muon, as which matrices, with which reason."""
 
 import logging
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_heads():
         "heads.0.weight",
         "heads.1.weight",
     ]
-    assert heads(nn.ModuleDict({"head": nn.ModuleDict({"fc": linear(), "out": linear()})})) == ["head.out.weight"]
+    assert heads(nn.ModuleDict({"head": nn.Sequential(OrderedDict(fc=linear(), out=linear()))})) == ["head.out.weight"]
     assert heads(nn.ModuleDict({"classifier": nn.Conv2d(8, 21, 1), "last": linear()})) == ["classifier.weight"]
 
 
