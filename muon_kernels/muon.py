@@ -72,7 +72,7 @@ class Muon(Optimizer):
         eps: lower bound of the norm that a matrix is divided by.
         ns_steps: length of the Newton-Schulz chain.
         adjust_lr_fn: how lr follows the shape: None or "original", "match_rms_adamw", "spectral_unclamped",
-            "max_dim", or a function of the shape.
+            "max_dim", "constant", or a function of the shape.
         method: "auto", "standard", "gram" or "svd"; see `orthogonalize`.
         safety_factor: the norm is taken this much larger.
         compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
