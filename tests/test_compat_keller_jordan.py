@@ -127,8 +127,8 @@ def test_functions():
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     orthogonal = keller_jordan.zeropower_via_newtonschulz5(g.expand(2, 12, 30), 5)
     assert orthogonal.dtype == torch.bfloat16 and orthogonal.shape == (2, 12, 30)
-    # bfloat16: five steps of rounding to 2^-9; measured at most 1.4e-2 of the norm.
-    assert (orthogonal[1].double() - x).norm() < 0.03 * x.norm()
+    # bfloat16: five steps of rounding to 2^-9; measured at most 2.2e-2 of the norm in 40 draws.
+    assert (orthogonal[1].double() - x).norm() < 0.05 * x.norm()
     for nesterov in (True, False):
         formula = Formula([torch.zeros(12, 30)], momentum=0.9 if nesterov else 0.0)
         formula.state[0][0].copy_(m)
@@ -139,7 +139,7 @@ def test_functions():
             assert torch.allclose(mine, formula.state[0][0])
         else:
             update = keller_jordan.muon_update(grad, mine, beta=0.0, nesterov=False)
-        assert torch.equal(grad, g) and (update.double() - expected).norm() < 0.03 * expected.norm()
+        assert torch.equal(grad, g) and (update.double() - expected).norm() < 0.05 * expected.norm()
     buffers = [torch.zeros(12, 30, dtype=torch.float64) for _ in range(2)]
     formula = Formula([torch.zeros(12, 30)], betas=(0.9, 0.95))
     for formula.count in (1, 2):

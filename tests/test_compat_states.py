@@ -159,8 +159,8 @@ def test_torchs_helpers():
     mine, before = _zeropower_via_newtonschulz(grad, *arguments), grad.clone()
     expected = theirs._zeropower_via_newtonschulz(grad, *arguments)
     assert mine.dtype == expected.dtype and torch.equal(grad, before)
-    # Both round the chain to bfloat16: measured at most 1.5e-2 apart.
-    assert (mine - expected).float().norm() < 0.04 * expected.float().norm()
+    # Both round the chain to bfloat16: measured at most 2.6e-2 apart in 40 draws.
+    assert (mine - expected).float().norm() < 0.05 * expected.float().norm()
     for rule in (None, "original", "match_rms_adamw"):
         assert _adjust_lr(0.1, rule, torch.Size((12, 4))) == pytest.approx(theirs._adjust_lr(0.1, rule, (12, 4)))
     with pytest.raises(ValueError, match=r"grad must be a 2D matrix, got shape \[2, 3, 4\]"):
