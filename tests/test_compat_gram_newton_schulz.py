@@ -31,7 +31,7 @@ class Formula:
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, adjust=RULES["rms_norm"],
                  rows=gns.POLAR_EXPRESS_COEFFICIENTS, views=lambda t: list(t) if t.ndim == 3 else [t]):  # fmt: skip
-        self.params = [p.detach().double() for p in params]
+        self.params = [p.detach().to(torch.float64, copy=True) for p in params]
         self.buffers = [torch.zeros_like(p) for p in self.params]
         self.lr, self.weight_decay, self.momentum, self.nesterov = lr, weight_decay, momentum, nesterov
         self.adjust, self.rows, self.views = adjust, rows, views

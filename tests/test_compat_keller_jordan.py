@@ -17,7 +17,7 @@ class Formula:
     """His step in float64: the norm raised by 1e-7, Adam's averages with a step that counts from 1."""
 
     def __init__(self, params, lr=0.02, weight_decay=0.0, momentum=0.95, betas=None, eps=1e-10):
-        self.params = [p.detach().double() for p in params]
+        self.params = [p.detach().to(torch.float64, copy=True) for p in params]
         self.state = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.params]
         self.lr, self.weight_decay, self.momentum, self.betas, self.eps = lr, weight_decay, momentum, betas, eps
         self.count = 0
@@ -80,6 +80,7 @@ def test_with_aux_adam(name):
         {"params": matrices, "use_muon": True},
     ]
     optimizer = exactly(getattr(keller_jordan, name)(groups))
+    assert [optimizer.param_groups[0][key] for key in ("betas", "eps")] == [(0.9, 0.95), 1e-10]
     assert set(groups[1]) == {"params", "use_muon"} and groups[1]["params"] is matrices
     formulas = [Formula(matrices), Formula(others, lr=0.05, weight_decay=0.1, betas=(0.9, 0.95))]
     for step in range(STEPS):

@@ -74,6 +74,16 @@ def test_one_becomes_two_of_torchs():
     assert_close(theirs, params, start)
 
 
+def test_groups_are_numbered_anew():
+    params = make_params(torch.float32, [(4, 4), (3,), (5, 4), (2,), (6, 4)])
+    optimizer = Muon([{"params": [p], "use_muon": p.ndim == 2} for p in params])
+    run(optimizer, 1)
+    muon, adamw = to_torch(optimizer.state_dict())
+    assert [g["params"] for g in muon["param_groups"]] == [[0], [1], [2]]
+    assert [s["momentum_buffer"].shape[0] for s in muon["state"].values()] == [4, 5, 6]
+    assert [s["exp_avg"].shape[0] for s in adamw["state"].values()] == [3, 2]
+
+
 def test_other_parameters_keep_their_state():
     params = make_params(torch.float32, SHAPES)
     optimizer = one(params)
