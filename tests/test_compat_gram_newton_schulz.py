@@ -110,6 +110,7 @@ def test_a_checkpoint_of_the_package_continues():
     optimizer = gns.Muon(params, lr=0.5)
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["lr"] == 0.03 and "momentum" in saved["state"][0]
+    assert all(set(state) == {"momentum_buffer"} for state in optimizer.state.values())
     both(params, formula, optimizer, steps=3, first=3)
 
 
