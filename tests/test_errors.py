@@ -117,20 +117,17 @@ LAYOUTS = [
     (
         lambda w: split(w.conv.detach()[..., :2], "flatten"),
         ValueError,
-        "needs trailing dimensions that merge, got strides",
+        "needs trailing dimensions that merge, got",
     ),
     (lambda w: split(w.matrix, numpy_matrix), ValueError, "layout 'numpy_matrix' needs 2-D views of the tensor"),
     (lambda w: split(w.matrix, half), ValueError, "layout 'half' needs views that cover the tensor once"),
 ]
 
 OPTIMIZER = [
-    (lambda w: w.optimizer.add_param_group({"params": [w.matrix]}), ValueError, "some parameters appear in more than"),
-    (lambda w: w.optimizer.add_param_group({"params": [w.fresh], "layout": "qkv"}), ValueError, "rows divisible by 3"),
-    (
-        lambda w: w.optimizer.add_param_group({"params": [w.fresh], "lr": -1.0}),
-        ValueError,
-        "lr must be >= 0 .*got -1.0",
-    ),
+    (lambda w: w.add([("again", w.matrix)]), ValueError, "some parameters appear in more than one parameter group"),
+    (lambda w: w.add([("fresh", w.fresh)], layout="qkv"), ValueError, r"rows divisible by 3 .*\[4, 6\]"),
+    (lambda w: w.add([("fresh", w.fresh)], lr=-1.0), ValueError, "lr must be >= 0 and finite, got -1.0"),
+    (lambda w: w.add([w.fresh]), ValueError, "should be with/without names"),
     (lambda w: w.optimizer.load_state_dict(Muon([w.fresh]).state_dict()), ValueError, "different number of parameter"),
     (lambda w: Muon([]), ValueError, "empty parameter list"),
     (lambda w: Muon(w.matrix), TypeError, "params argument given to the optimizer should be an iterable"),
