@@ -29,12 +29,10 @@ class World:
 
     def snapshot(self):
         tensors = [*self.params, self.fresh, *(p.grad for p in self.params)]
-        state = self.optimizer.state_dict()
-        return (
-            [t.detach().clone() for t in tensors],
-            copy.deepcopy(state["state"]),
-            copy.deepcopy(state["param_groups"]),
-        )
+        return [t.detach().clone() for t in tensors], copy.deepcopy(self.optimizer.state_dict())
+
+    def add(self, params, **options):
+        self.optimizer.add_param_group({"params": params} | options)
 
 
 def assert_same(a, b):
