@@ -38,12 +38,13 @@ def to_torch(state_dict: StateDict) -> tuple[StateDict, StateDict]:
         options = _torch_adamw_options(group, number) if which else _torch_muon_options(group, number, states)
         ids = range(counts[which], counts[which] + len(group["params"]))
         counts[which] += len(ids)
-        kept = {key: group[key] for key in _KEPT if key in group}
-        parts[which]["param_groups"].append(options | kept | {"params": list(ids)})
+        options |= {key: group[key] for key in _KEPT if key in group}
+        parts[which]["param_groups"].append(options | {"params": list(ids)})
         for i, state in zip(ids, states, strict=True):
             if state:
                 # torch's AdamW counts on the CPU unless it is capturable or fused.
-                parts[which]["state"][i] = {k: v.cpu() if k == "step" else v for k, v in state.items()}
+                kept = {key: value for key, value in state.items() if key != "master"}
+                parts[which]["state"][i] = {k: v.cpu() if k == "step" else v for k, v in kept.items()}
     return parts
 
 

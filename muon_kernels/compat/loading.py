@@ -54,7 +54,7 @@ def _check_state(state: dict[str, Any], p: Tensor, group: dict[str, Any], where:
     needed = _MUON_KEYS if group["use_muon"] else _ADAMW_KEYS
     if not group["use_muon"] and group["algorithm"] == "nadam":
         needed = needed | {"mu_product"}
-    if set(state) != needed:
+    if set(state) - {"master"} != needed:
         raise ValueError(f"{where} must have the state {sorted(needed)}, got {sorted(state)}")
     for key, value in state.items():
         if not isinstance(value, Tensor) or (value.ndim and value.shape != p.shape):
