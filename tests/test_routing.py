@@ -46,6 +46,14 @@ class Attention(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(16, 8) for _ in range(2))
 
 
+class Conv1D(nn.Module):
+    """As in transformers: a linear layer whose weight is [in, out]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(16, 32))
+
+
 class RootMeanSquareNorm(nn.Module):
     def __init__(self):
         super().__init__()
@@ -63,6 +71,7 @@ class Net(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(10, 16))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 16))
         self.blocks = nn.ModuleList([Attention()])
+        self.c_fc = Conv1D()
         self.experts = nn.Parameter(torch.zeros(2, 16, 8))
         self.norm = RootMeanSquareNorm()
         self.frozen = nn.Parameter(torch.zeros(16, 16), requires_grad=False)
@@ -94,6 +103,7 @@ def test_every_kind_of_parameter():
         "blocks.0.heads.0.bias": (False, "bias", None),
         "blocks.0.heads.1.weight": (True, "ok", None),
         "blocks.0.heads.1.bias": (False, "bias", None),
+        "c_fc.weight": (True, "ok", "transposed"),
         "experts": (True, "ok", "batch"),
         "norm.gain": (False, "norm", None),
         "head.0.weight": (True, "ok", None),
@@ -197,6 +207,7 @@ def test_muon_takes_the_groups_and_explains_them():
     assert table["parameter"][-1] == "reason"
     assert table["experts"] == ["experts", "2x16x8", "muon", "2", "x", "16x8", "1.414", "ok"]
     assert table["blocks.0.attn.in_proj_weight"][2:6] == ["muon", "3", "x", "16x16"]
+    assert table["c_fc.weight"] == ["c_fc.weight", "16x32", "muon", "1", "x", "32x16", "1.414", "ok"]
     assert table["wte.weight"][2:] == ["adamw", "1", "embedding"]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(params) == sum(p.requires_grad for p in model.parameters())

@@ -39,7 +39,8 @@ def param_groups_for(
       parameters of normalisation layers ("norm"), biases ("bias"), and what `shape_reason` finds unsuitable,
       depthwise convolutions included.
     - Muon gets the rest ("ok"). Convolutions are flattened, the fused projection of `nn.MultiheadAttention` is split
-      in three, another parameter of more than two dimensions is a batch of matrices.
+      in three, the weight of transformers' `Conv1D` is transposed, another parameter of more than two dimensions is a
+      batch of matrices.
 
     An output layer is `model.get_output_embeddings()` if there is one, else the last linear layer or convolution of a
     module named like one (`HEAD_NAMES`), else the last layer of the model unless it lies in a numbered block.

@@ -105,8 +105,9 @@ def by_shape(item: Item, min_dim_size: int, max_aspect_ratio: float) -> Route:
 def _layout(item: Item) -> Layout:
     modules = [owner.module for owner in item.owners]
     if item.param.ndim == 2:
-        fused = any(isinstance(o.module, nn.MultiheadAttention) and o.name == "in_proj_weight" for o in item.owners)
-        return "qkv" if fused else None
+        if any(isinstance(o.module, nn.MultiheadAttention) and o.name == "in_proj_weight" for o in item.owners):
+            return "qkv"
+        return "transposed" if any(type(module).__name__ == "Conv1D" for module in modules) else None
     if item.param.ndim < 2:
         return None
     return "flatten" if not modules or any(isinstance(m, _ConvNd) for m in modules) else "batch"
