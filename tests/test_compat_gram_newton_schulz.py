@@ -151,6 +151,14 @@ def test_the_scalar_optimizer_is_taken_over_with_its_state_and_follows_a_schedul
     assert all(p.grad is None for p in params)
 
 
+def test_the_scalar_optimizers_names_and_first_learning_rate_are_kept():
+    named = [(f"p{i}", p) for i, p in enumerate(make_params(torch.float32, [(8, 8), (5,)]))]
+    scalar = torch.optim.AdamW(named[1:], lr=0.01)
+    torch.optim.lr_scheduler.ConstantLR(scalar, 0.5)
+    group = gns.Muon(named[:1], scalar_optimizer=scalar).param_groups[1]
+    assert (group["param_names"], group["lr"], group["initial_lr"]) == (["p1"], 0.005, 0.01)
+
+
 def test_a_class_for_every_algorithm():
     x = torch.randn(2, 3, 20, 8, dtype=torch.float64)
     expected = torch.stack([torch.stack([polynomial(m) for m in row]) for row in x])

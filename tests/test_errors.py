@@ -177,6 +177,9 @@ GRAM_NEWTON_SCHULZ = [
     ({"ns_algorithm": "gram"}, ValueError, "ns_algorithm must be one of gram_newton_schulz, .*got 'gram'"),
     ({"ns_coefficients_preset": "PE"}, ValueError, "ns_coefficients_preset must be None or one of .*got 'PE'"),
     ({"ns_coefficients": [[1.0, 2.0]]}, ValueError, r"Coefficient must be length-3 of real numbers, got: \[1.0, 2.0\]"),
+    ({"ns_coefficients": "quintic"}, ValueError, r"ns_coefficients must be a list of rows \(a, b, c\), got 'quintic'"),
+    ({"ns_coefficients": (2.0, -1.5, 0.5)}, ValueError, r"must be a list of rows \(a, b, c\), got \(2.0, -1.5, 0.5\)"),
+    ({"ns_coefficients": 3.0}, TypeError, "Coefficients must be a preset .*got 3.0"),
     ({"ns_max_batch_size": 0}, ValueError, "ns_max_batch_size must be None or a positive integer, got 0"),
     ({"gram_newton_schulz_num_restarts": -1}, ValueError, "num_restarts must be an integer >= 0, got -1"),
     (

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from ..coefficients import PRESETS
+from ..coefficients import PRESETS, Row, freeze_coefficients
 from ..matrices import Layout, split
 from ..muon import Muon as _Muon
 from ..orthogonalize import Method, orthogonalize
@@ -40,7 +40,7 @@ YOU_COEFFICIENTS = [list(row) for row in PRESETS["quintic"].rows]
 
 _PRESETS = {"POLAR_EXPRESS_COEFFICIENTS": POLAR_EXPRESS_COEFFICIENTS, "YOU_COEFFICIENTS": YOU_COEFFICIENTS}
 _METHODS: dict[str, Method] = {"gram_newton_schulz": "auto", "standard_newton_schulz": "standard"}
-_ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize")
+_ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize", "initial_lr")
 
 
 class GramNewtonSchulz:
@@ -63,7 +63,7 @@ class GramNewtonSchulz:
         compile_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.ns_epsilon = ns_epsilon
-        self.ns_coefficients = POLAR_EXPRESS_COEFFICIENTS if ns_coefficients is None else ns_coefficients
+        self.ns_coefficients = _rows(ns_coefficients)
         self.use_gram_newton_schulz = use_gram_newton_schulz
 
     def __call__(self, X: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Muon(_Muon):
         ns_use_kernels, ns_max_batch_size, gram_newton_schulz_num_restarts, gram_newton_schulz_restart_iterations:
             without effect, see the module.
         scalar_optimizer: a torch.optim.AdamW (or an Adam without weight decay), whose groups and state are taken
-            over: this optimizer steps them from now on, and schedules and saves them.
+            over: this optimizer steps and saves them from now on, and schedulers belong to it, not to the other.
 
     Raises:
         TypeError, ValueError: an argument or a group option that is out of its range, by name and value.
@@ -144,7 +144,7 @@ class Muon(_Muon):
             )
         if ns_coefficients_preset is not None:
             ns_coefficients = _PRESETS[ns_coefficients_preset]
-        rows = POLAR_EXPRESS_COEFFICIENTS if ns_coefficients is None else ns_coefficients
+        rows = _rows(ns_coefficients)
         super().__init__(
             params,
             lr=lr,
@@ -186,13 +186,21 @@ class Muon(_Muon):
             if group["weight_decay"] and not group["decoupled_weight_decay"]:
                 raise ValueError(f"an Adam as scalar_optimizer must have no weight decay, got {group['weight_decay']}")
         for group in scalar_optimizer.param_groups:
-            self.add_param_group(
-                {name: group[name] for name in _ADAMW_OPTIONS} | {"params": group["params"], "use_muon": False}
-            )
-            for p in group["params"]:
+            params = group["params"]
+            named = list(zip(group["param_names"], params, strict=True)) if "param_names" in group else params
+            options = {name: group[name] for name in _ADAMW_OPTIONS if name in group}
+            self.add_param_group(options | {"params": named, "use_muon": False})
+            for p in params:
                 if p in scalar_optimizer.state:
                     state = dict(scalar_optimizer.state[p])
                     self.state[p] = state | {"step": state["step"].to(p.device, torch.float32)}
+
+
+def _rows(ns_coefficients: Sequence[Sequence[float]] | None) -> tuple[Row, ...]:
+    rows = freeze_coefficients(POLAR_EXPRESS_COEFFICIENTS if ns_coefficients is None else ns_coefficients)
+    if isinstance(rows, str) or not isinstance(rows[0], tuple):
+        raise ValueError(f"ns_coefficients must be a list of rows (a, b, c), got {ns_coefficients!r}")
+    return rows
 
 
 def _layout(split_fn: Callable[[Tensor], Sequence[Tensor]]) -> Layout:

@@ -76,6 +76,7 @@ def param_groups_for(
     flags = Patterns("use_muon", use_muon, items)
     layouts = Patterns("layout", layout, items)
 
+    named = all(item.name for item in items)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for item in items:
         route = flagged(item, flags) or by_module(item, heads) or by_shape(item, min_dim_size, max_aspect_ratio)
@@ -93,7 +94,7 @@ def param_groups_for(
         options = {key: value for key, value in item.options.items() if key not in ("use_fallback", "layout")}
         new = defaults | options | {"params": [], "use_muon": route.use_muon, "reasons": []}
         group = groups.setdefault((id(item.options), route.use_muon, defaults.get("layout"), decays), new)
-        group["params"].append((item.name, item.param) if all(i.name for i in items) else item.param)
+        group["params"].append((item.name, item.param) if named else item.param)
         group["reasons"].append(route.reason)
     if verbose:
         _logger.info(_summary(list(groups.values())))
