@@ -131,6 +131,13 @@ def run_plain(params):
     return optimizer
 
 
+def test_bytes_of_state_per_parameter():
+    params = make_params(torch.bfloat16, [(32, 32)])
+    optimizer = Muon(params, master_dtype=torch.float32)
+    run(optimizer, 1)
+    assert sum(t.nbytes for t in optimizer.state[params[0]].values()) == 32 * 32 * (2 + 4)  # momentum, copy
+
+
 def test_an_overflow_leaves_everything():
     low, exact = pair(torch.float16)
     run_both(low, exact, 1)
