@@ -5,6 +5,8 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optimizers import set_grads
 from torch import nn
 
@@ -218,6 +220,26 @@ def test_muon_takes_the_groups_and_explains_them():
     other = Muon(param_groups_for(model))
     other.load_state_dict(optimizer.state_dict())
     assert other.explain() == optimizer.explain()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shapes=st.lists(st.lists(st.sampled_from([1, 3, 4, 6, 600]), max_size=4), min_size=1, max_size=6),
+    flags=st.lists(st.sampled_from([None, "use_fallback"]), min_size=6, max_size=6),
+    trained=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_every_trainable_parameter_is_in_one_group_that_muon_takes(shapes, flags, trained):
+    trained[0] = True
+    params = [nn.Parameter(torch.zeros(s), requires_grad=t) for s, t in zip(shapes, trained, strict=False)]
+    source = [{"params": [p]} | ({flag: True} if flag else {}) for p, flag in zip(params, flags, strict=False)]
+    groups = param_groups_for(source)
+    taken = [p for group in Muon(groups).param_groups for p in group["params"]]
+    assert sorted(map(id, taken)) == sorted(id(p) for p in params if p.requires_grad)
+    for group in groups:
+        assert len(group["reasons"]) == len(group["params"])
+        for p, reason in zip(group["params"], group["reasons"], strict=True):
+            assert group["use_muon"] == (reason == "ok")
+            assert reason in ("use_fallback_flag", shape_reason(p.shape))
 
 
 def test_summary(caplog):
