@@ -39,17 +39,19 @@ def init_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
 
 def step(
     params: list[Tensor],
+    grads: list[Tensor],
     states: list[dict[str, Tensor]],
     group: dict[str, Any],
     *,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """One step of the group's algorithm over `params` with their `grad`s, which stay as they are.
+    """One step of the group's algorithm over `params` with their gradients, which stay as they are; a gradient of
+    another dtype is converted.
 
     With `found_inf` set AdamW skips on the device; NAdam, which torch has no fused kernel for, reads the flag first.
     """
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = [g.to(p.dtype) for p, g in zip(params, grads, strict=True)]
     if grad_scale is not None:
         # torch's kernels would unscale the gradients in place.
         grads = [(g / grad_scale).to(g.dtype) for g in grads]

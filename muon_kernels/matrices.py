@@ -6,6 +6,7 @@ A layout is one of
 - "flatten": [out, in, ...] as one matrix [out, in * ...], the usual choice for convolutions;
 - "conv_batched": [out, in, ...] as one matrix [out, in] per position of the trailing dimensions (timm's
   conv_mode="batched"); the step of each is scaled by positions ** -0.5, so that the whole moves as far as one matrix;
+- "transposed": [in, out] as one matrix [out, in] (GPT-2's Conv1D in transformers), for rules that scale lr by shape;
 - "batch": [..., rows, cols] as one matrix per leading index (stacked experts);
 - "rows:k", "cols:k", "grid:rxc": equal blocks of a 2-D parameter (heads of a projection, shards, tiles);
 - "qkv": "rows:3";
@@ -25,7 +26,7 @@ from torch import Tensor
 
 Layout = str | Sequence[int] | Callable[[Tensor], Sequence[Tensor]] | None
 
-NAMES = ("flatten", "conv_batched", "batch", "qkv", "auto_qkv")
+NAMES = ("flatten", "conv_batched", "batch", "transposed", "qkv", "auto_qkv")
 
 _BLOCKS = re.compile(r"(?P<kind>rows|cols|grid):(?P<first>[1-9]\d*)(x(?P<second>[1-9]\d*))?")
 
@@ -80,6 +81,8 @@ def split(tensor: Tensor, layout: Layout) -> list[Tensor]:
         return _leading(tensor.permute(*range(2, tensor.ndim), 0, 1))
     if tensor.ndim != 2:
         raise _misfit(layout, tensor, "two dimensions")
+    if layout == "transposed":
+        return [tensor.mT]
     rows, cols = tensor.shape
     if not isinstance(layout, str):
         if sum(layout) != rows:

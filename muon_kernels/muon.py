@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import auxiliary
 from .coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
+from .masters import Masters
 from .matrices import Layout, freeze_layout, split, step_factor
 from .ops import apply, prologue
 from .orthogonalize import (
@@ -23,6 +24,7 @@ from .orthogonalize import (
     default_compute_dtype,
     polar_factor,
 )
+from .report import parameter_table
 from .scaling import Rule, resolve_rule
 from .workspace import Wave, empty_batch, plan_waves
 
@@ -72,11 +74,13 @@ class Muon(Optimizer):
         eps: lower bound of the norm that a matrix is divided by.
         ns_steps: length of the Newton-Schulz chain.
         adjust_lr_fn: how lr follows the shape: None or "original", "match_rms_adamw", "spectral_unclamped",
-            "max_dim", or a function of the shape.
+            "max_dim", "constant", or a function of the shape.
         method: "auto", "standard", "gram" or "svd"; see `orthogonalize`.
         safety_factor: the norm is taken this much larger.
         compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
         momentum_dtype: dtype of the momentum buffers; default: that of the gradient.
+        master_dtype: parameters with fewer bits keep a copy in this dtype ("master" in their state), which is stepped
+            and which they are rounded from, in groups without Muon too; default: they are stepped themselves.
         maximize: ascend instead of descend.
         layout: how a parameter is made of matrices: None for a 2-D one as it is; "flatten" and others for convolutions,
             experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
@@ -106,6 +110,7 @@ class Muon(Optimizer):
         safety_factor: float = 1.0,
         compute_dtype: torch.dtype | None = None,
         momentum_dtype: torch.dtype | None = None,
+        master_dtype: torch.dtype | None = None,
         maximize: bool = False,
         layout: Layout = None,
         max_workspace_bytes: int | None = None,
@@ -123,6 +128,7 @@ class Muon(Optimizer):
             "safety_factor": safety_factor,
             "compute_dtype": compute_dtype,
             "momentum_dtype": momentum_dtype,
+            "master_dtype": master_dtype,
             "maximize": maximize,
             "layout": layout,
         }
@@ -131,6 +137,7 @@ class Muon(Optimizer):
         if max_workspace_bytes is not None and max_workspace_bytes <= 0:
             raise ValueError(f"max_workspace_bytes must be > 0, got {max_workspace_bytes}")
         self._max_workspace_bytes = max_workspace_bytes
+        self._masters = Masters()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -162,6 +169,7 @@ class Muon(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""
         super().__setstate__(state)
+        self._masters = Masters()
         for group in self.param_groups:
             group.setdefault("use_muon", True)
             for key, value in self.defaults.items():
@@ -174,9 +182,18 @@ class Muon(Optimizer):
         return super().__getstate__() | {"_max_workspace_bytes": self._max_workspace_bytes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in."""
-        loaded: dict[str, Any] = {}  # what the registered pre-hooks made of state_dict
-        handle = self.register_load_state_dict_pre_hook(lambda _, state: loaded.update(state))
+        """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in, and
+        options that were not saved stay as they are."""
+        loaded: dict[str, Any] = {}  # what the registered pre-hooks made of state_dict, completed
+
+        def complete(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            saved = state["param_groups"]
+            if len(saved) == len(self.param_groups):  # otherwise torch raises
+                saved = [group | old for group, old in zip(self.param_groups, saved, strict=True)]
+            loaded.update(state | {"param_groups": saved})
+            return loaded
+
+        handle = self.register_load_state_dict_pre_hook(complete)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -206,48 +223,40 @@ class Muon(Optimizer):
             if group["use_muon"]:
                 _check_muon(group)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        buckets = [self._buckets(group, params) if group["use_muon"] else [] for group, params in work]
-        for (group, params), group_buckets in zip(work, buckets, strict=True):
+        opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params in work]
+        buckets = [
+            self._buckets(group, params, targets) if group["use_muon"] else []
+            for (group, params), targets in zip(work, opened, strict=True)
+        ]
+        for (group, params), targets, group_buckets in zip(work, opened, buckets, strict=True):
             for bucket in group_buckets:
                 self._step_bucket(group, bucket, amp)
             if params and not group["use_muon"]:
-                for p in params:
-                    if not self.state[p]:
-                        self.state[p].update(auxiliary.init_state(p, group))
+                for p, target in zip(params, targets, strict=True):
+                    if "step" not in self.state[p]:
+                        self.state[p].update(auxiliary.init_state(target, group))
                 scale = amp.on(params[0].device)
                 auxiliary.step(
-                    params,
+                    targets,
+                    [p.grad for p in params if p.grad is not None],
                     [self.state[p] for p in params],
                     group,
                     grad_scale=scale.grad_scale,
                     found_inf=scale.found_inf,
                 )
+            self._masters.close(params, targets)
         return loss
 
     def explain(self) -> str:
-        """A table of the parameters: name or number, shape, algorithm, matrices, and the shape's factor for lr."""
-        rows = [("parameter", "shape", "algorithm", "matrices", "lr scale")]
-        number = 0
-        for group in self.param_groups:
-            names = group.get("param_names") or [None] * len(group["params"])
-            for name, p in zip(names, group["params"], strict=True):
-                algorithm, matrices, scale = group.get("algorithm", "adamw"), "", "1"
-                if group["use_muon"]:
-                    shapes = [tuple(m.shape) for m in split(p.detach(), group["layout"])]
-                    scales = sorted({_scale(group, p, shape) for shape in shapes})
-                    algorithm = "muon"
-                    matrices = ", ".join(f"{shapes.count(s)} x {s[0]}x{s[1]}" for s in dict.fromkeys(shapes))
-                    scale = ", ".join(f"{s:.4g}" for s in scales)
-                rows.append((str(name or number), "x".join(map(str, p.shape)), algorithm, matrices, scale))
-                number += 1
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        """A table of the parameters: name or number, shape, algorithm, matrices, the shape's factor for lr, and the
+        reason if `param_groups_for` made the groups."""
+        return parameter_table(self.param_groups, _scale)
 
-    def _buckets(self, group: dict[str, Any], params: list[Tensor]) -> list[list[_Matrix]]:
-        """Matrices that run together: equal device and equal dtypes of parameter, gradient and momentum."""
+    def _buckets(self, group: dict[str, Any], params: list[Tensor], targets: list[Tensor]) -> list[list[_Matrix]]:
+        """Matrices that run together: equal device and equal dtypes of what is stepped, gradient and momentum."""
         buckets: dict[tuple[Any, ...], list[_Matrix]] = {}
         layout = group["layout"]
-        for p in params:
+        for p, target in zip(params, targets, strict=True):
             grad = p.grad
             assert grad is not None
             state = self.state[p]
@@ -256,12 +265,12 @@ class Muon(Optimizer):
                     grad, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
                 )
             if layout is not None:
-                grad = _ordered_like(p, grad)
-                state["momentum_buffer"] = _ordered_like(p, state["momentum_buffer"])
+                grad = _ordered_like(target, grad)
+                state["momentum_buffer"] = _ordered_like(target, state["momentum_buffer"])
             momentum = state["momentum_buffer"]
             if p.numel():
-                views = (split(t, layout) for t in (p, grad, momentum))
-                key = (p.device, p.dtype, grad.dtype, momentum.dtype)
+                views = (split(t, layout) for t in (target, grad, momentum))
+                key = (p.device, target.dtype, grad.dtype, momentum.dtype)
                 buckets.setdefault(key, []).extend(
                     _Matrix(a, b, c, _scale(group, p, a.shape)) for a, b, c in zip(*views, strict=True)
                 )
@@ -337,6 +346,7 @@ def _check_common(options: dict[str, Any]) -> None:
         value = options[name]
         if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+    _check_dtype("master_dtype", options["master_dtype"])
 
 
 def _check_muon(options: dict[str, Any]) -> None:
@@ -351,9 +361,12 @@ def _check_muon(options: dict[str, Any]) -> None:
         options["safety_factor"],
         options["compute_dtype"] or torch.float32,
     )
-    dtype = options["momentum_dtype"]
+    _check_dtype("momentum_dtype", options["momentum_dtype"])
+
+
+def _check_dtype(name: str, dtype: torch.dtype | None) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"momentum_dtype must be None or a floating dtype, got {dtype}")
+        raise ValueError(f"{name} must be None or a floating dtype, got {dtype}")
 
 
 def _check_grads(params: list[Tensor]) -> None:

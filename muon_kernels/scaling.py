@@ -30,11 +30,17 @@ def max_dim(shape: Sequence[int]) -> float:
     return math.sqrt(max(shape[-2:]))
 
 
+def constant(shape: Sequence[int]) -> float:
+    """1 for every shape."""
+    return 1.0
+
+
 RULES: dict[str, Rule] = {
     "original": original,
     "match_rms_adamw": match_rms_adamw,
     "spectral_unclamped": spectral_unclamped,
     "max_dim": max_dim,
+    "constant": constant,
 }
 
 

@@ -34,7 +34,7 @@ class Float64Muon:
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, row=(3.4445, -4.7750, 2.0315),
                  eps=1e-7, ns_steps=5):  # fmt: skip
-        self.params = [p.detach().double() for p in params]
+        self.params = [p.detach().to(torch.float64, copy=True) for p in params]
         self.buffers = [torch.zeros_like(p) for p in self.params]
         self.lr, self.weight_decay, self.momentum, self.nesterov = lr, weight_decay, momentum, nesterov
         self.row, self.eps, self.ns_steps = row, eps, ns_steps

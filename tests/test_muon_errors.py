@@ -31,6 +31,8 @@ MATRIX = [(4, 6)]
         ({"safety_factor": 0.9}, ValueError, "safety_factor must be >= 1 and finite, got 0.9"),
         ({"compute_dtype": torch.int32}, ValueError, "compute_dtype must be one of .*got torch.int32"),
         ({"momentum_dtype": torch.int8}, ValueError, "momentum_dtype must be None or a floating dtype, got torch.int8"),
+        ({"master_dtype": torch.int8}, ValueError, "master_dtype must be None or a floating dtype, got torch.int8"),
+        ({"master_dtype": "float32"}, ValueError, "master_dtype must be None or a floating dtype, got float32"),
         ({"max_workspace_bytes": 0}, ValueError, "max_workspace_bytes must be > 0, got 0"),
     ],
 )
@@ -68,6 +70,7 @@ def test_complex_parameters():
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
         ({"betas": (0.9,)}, "betas must be two numbers"),
         ({"eps": -1.0}, "eps must be >= 0, got -1.0"),
+        ({"master_dtype": torch.bool}, "master_dtype must be None or a floating dtype, got torch.bool"),
         ({"lr": -1.0}, "lr must be >= 0 and finite, got -1.0"),
         ({"weight_decay": float("inf")}, "weight_decay must be >= 0 and finite, got inf"),
     ],

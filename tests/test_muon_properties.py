@@ -23,6 +23,7 @@ def parameters(draw):
                 ((rows, cols, batch, 2), "flatten"),
                 ((rows, cols, batch), "conv_batched"),
                 ((batch, rows, cols), "batch"),
+                ((rows, cols), "transposed"),
                 ((rows * batch, cols), f"rows:{batch}"),
                 ((rows * batch, cols * 2), f"grid:{batch}x2"),
                 ((3 * rows, cols), "qkv"),

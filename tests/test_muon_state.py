@@ -91,6 +91,19 @@ def test_an_older_checkpoint_gets_todays_defaults():
     run(optimizer, 1)
 
 
+def test_options_that_were_not_saved_stay_as_they_are():
+    convolutions = [torch.nn.Parameter(torch.randn(8, 4, 3, 3))]
+    optimizer = Muon([{"params": make_params(torch.float32)}, {"params": convolutions, "layout": "flatten", "lr": 0.5}])
+    run(optimizer, 1)
+    state = optimizer.state_dict()
+    del state["param_groups"][1]["layout"]
+    state["param_groups"][1]["lr"] = 0.25
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[1]["layout"] == "flatten" and optimizer.param_groups[1]["lr"] == 0.25
+    assert "layout" not in state["param_groups"][1]
+    run(optimizer, 1)
+
+
 def test_a_state_of_other_size_is_refused():
     with pytest.raises(ValueError, match="size of optimizer's group"):
         Muon(make_params(torch.float32)).load_state_dict(Muon(make_params(torch.float32)[:3]).state_dict())

@@ -10,6 +10,7 @@ TABLE = [
     ("spectral_unclamped", (8, 36), 0.471405),
     ("spectral_unclamped", (8, 4), 1.414214),
     ("max_dim", (128, 784), 28.0),
+    ("constant", (128, 784), 1.0),
 ]
 
 
@@ -25,5 +26,5 @@ def test_none_means_original_and_callables_pass():
 
 @pytest.mark.parametrize("name", ["spectral", 3, ""])
 def test_unknown_rule(name):
-    with pytest.raises(ValueError, match="adjust_lr_fn must be None, a callable or one of match_rms_adamw, max_dim"):
+    with pytest.raises(ValueError, match="adjust_lr_fn must be None, a callable or one of constant, match_rms_adamw"):
         resolve_rule(name)

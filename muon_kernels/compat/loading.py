@@ -1,0 +1,62 @@
+"""States loaded by parameter, where another optimizer's groups are not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from ..muon import Muon
+from .states import StateDict
+
+_MUON_KEYS = {"momentum_buffer"}
+_ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
+
+
+def load_by_parameter(optimizer: Muon, *checkpoints: tuple[StateDict, Iterable[Tensor]]) -> None:
+    """Loads momenta and averages from one or several checkpoints whose groups are not those of `optimizer`.
+
+    For example torch.optim.Muon's and torch.optim.AdamW's into one `Muon`. The optimizer's own options stay.
+
+    Args:
+        optimizer: what to load into; parameters that no checkpoint speaks of keep their state.
+        checkpoints: pairs of a state dict (converted by the function for its package) and the parameters, in the order
+            in which its optimizer got them.
+
+    Raises:
+        ValueError: a parameter that is not in `optimizer` or comes twice, a count, shape or kind of state that does not
+            fit. Nothing has been changed then.
+    """
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    found: dict[Tensor, dict[str, Any]] = {}
+    for number, (state_dict, params) in enumerate(checkpoints):
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        given = list(params)
+        if len(given) != len(ids):
+            raise ValueError(f"checkpoint {number} holds {len(ids)} parameters, got {len(given)}")
+        for i, p in zip(ids, given, strict=True):
+            if p not in groups or p in found:
+                problem = "comes twice" if p in found else "is not in the optimizer"
+                raise ValueError(f"parameter {i} of checkpoint {number}, shape {list(p.shape)}, {problem}")
+            state = state_dict["state"].get(i)
+            if state:
+                _check_state(state, p, groups[p], f"parameter {i} of checkpoint {number}")
+                found[p] = state
+    ours = optimizer.state_dict()
+    for i, p in enumerate(groups):
+        if p in found:
+            ours["state"][i] = found[p]
+    optimizer.load_state_dict(ours)
+
+
+def _check_state(state: dict[str, Any], p: Tensor, group: dict[str, Any], where: str) -> None:
+    needed = _MUON_KEYS if group["use_muon"] else _ADAMW_KEYS
+    if not group["use_muon"] and group["algorithm"] == "nadam":
+        needed = needed | {"mu_product"}
+    if set(state) - {"master"} != needed:
+        raise ValueError(f"{where} must have the state {sorted(needed)}, got {sorted(state)}")
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or (value.ndim and value.shape != p.shape):
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{where} must have a {key!r} of shape {list(p.shape)}, got {shape}")

@@ -1,0 +1,51 @@
+"""What a step writes to: the parameters themselves, or copies of higher precision that they are rounded from.
+
+A bfloat16 parameter keeps 8 bits: a step below 1/256 of its value is lost. The copy ("master" in the parameter's state)
+accumulates such steps exactly. Mixed-precision training, https://arxiv.org/abs/1710.03740, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+States = Mapping[Tensor, dict[str, Any]]
+
+
+class Masters:
+    """Opens the copies before a step and rounds them back after it.
+
+    A parameter that was changed in between (a model's `load_state_dict`) wins over its copy, value by value. It is seen
+    by its version counter, which `param.data` bypasses.
+    """
+
+    def __init__(self) -> None:
+        self._written = WeakTensorKeyDictionary()  # parameter -> its version when it was last rounded from its copy
+
+    def open(self, params: list[Tensor], states: States, dtype: torch.dtype | None) -> list[Tensor]:
+        """The tensors to step: `params` without a dtype, else a copy for each parameter with fewer bits than it."""
+        if dtype is None:
+            return params
+        return [self._open(p, states[p], dtype) if p.dtype.itemsize < dtype.itemsize else p for p in params]
+
+    def close(self, params: list[Tensor], targets: list[Tensor]) -> None:
+        """Rounds the copies into their parameters."""
+        if targets is params:
+            return
+        copied = [(p, target) for p, target in zip(params, targets, strict=True) if target is not p]
+        if copied:
+            torch._foreach_copy_([p for p, _ in copied], [target for _, target in copied])
+        for p, _ in copied:
+            self._written[p] = p._version
+
+    def _open(self, p: Tensor, state: dict[str, Any], dtype: torch.dtype) -> Tensor:
+        master = state.get("master")
+        if master is None:
+            state["master"] = master = p.detach().to(dtype, memory_format=torch.preserve_format)
+        elif self._written.get(p) != p._version:
+            master.copy_(torch.where(p == master.to(p.dtype), master, p.to(master.dtype)))
+        return master

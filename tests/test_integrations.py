@@ -1,0 +1,123 @@
+"""Training loops of other packages: a run that is stopped and resumed ends bitwise where an uninterrupted one does."""
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from muon_kernels import Muon, param_groups_for
+
+COUNT = 32
+
+
+def module(name):
+    """An installed package; skips by name where it is missing or does not import."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name} does not import: {error}")
+
+
+class Digits(Dataset):
+    """Random features and the labels of a fixed linear rule."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(COUNT, 12, generator=generator)
+        self.labels = (self.x @ torch.randn(12, 4, generator=generator)).argmax(dim=1)
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "labels": self.labels[i]}
+
+
+class Net(nn.Module):
+    """An embedding-free classifier whose forward returns its loss, as Trainer wants it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(self.body(x))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def optimizer_and_schedule(model):
+    optimizer = Muon(param_groups_for(model, muon={"lr": 0.02}, auxiliary={"lr": 3e-3}))
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+
+
+def assert_equal(a, b):
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(a.parameters(), Net().parameters(), strict=True))
+
+
+def test_transformers_trainer(tmp_path):
+    transformers = module("transformers")
+
+    def trainer():
+        model = Net()
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=8,
+            per_device_train_batch_size=4,
+            save_steps=4,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            max_grad_norm=1.0,
+            seed=3,
+        )
+        optimizers = optimizer_and_schedule(model)
+        return transformers.Trainer(model, arguments, train_dataset=Digits(), optimizers=optimizers)
+
+    whole, resumed = trainer(), trainer()
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_equal(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_trainer(tmp_path, precision):
+    lightning = module("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def training_step(self, batch, _):
+            return self.net(**batch)["loss"]
+
+        def configure_optimizers(self):
+            optimizer, schedule = optimizer_and_schedule(self.net)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def fit(epochs, resume=None):
+        model = Module()
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            devices=1,
+            precision=precision,
+            # Lightning clips no gradients under AMP for optimizers that unscale them, like torch's fused ones.
+            gradient_clip_val=1.0 if precision == "32-true" else None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, DataLoader(Digits(), batch_size=4), ckpt_path=resume)
+        return model, trainer
+
+    checkpoint = tmp_path / "epoch.ckpt"
+    fit(1)[1].save_checkpoint(checkpoint)  # after an epoch: a DataLoader starts anew
+    whole, resumed = fit(2)[0], fit(2, checkpoint)[0]
+    assert_equal(whole.net, resumed.net)
