@@ -12,6 +12,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import auxiliary
 from .coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
+from .distributed.binding import is_dtensor
+from .distributed.errors import DistributedError
+from .distributed.runtime import Shared, Shares, StateSharding
 from .matrices import Layout, freeze_layout, split, step_factor
 from .ops import apply, prologue
 from .orthogonalize import (
@@ -83,6 +86,11 @@ class Muon(Optimizer):
             parameter of its own.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
             that needs more still runs. Default: 512 MiB, on the CPU 24 MiB.
+        process_group: ranks (a ProcessGroup or a 1-D DeviceMesh) that hold the plain tensors among the parameters, and
+            their gradients, alike (DDP), so that they share the work; also per group. Without it they do not
+            communicate. DTensors (FSDP2, HSDP, tensor parallel) always share it over their own meshes.
+        state_sharding: where the momentum of such plain tensors lies: "match", whole on every rank, or "rows", a
+            DTensor sharded along dimension 0.
 
     Raises:
         TypeError, ValueError: an argument or a group option that is out of its range, by name and value.
@@ -109,6 +117,8 @@ class Muon(Optimizer):
         maximize: bool = False,
         layout: Layout = None,
         max_workspace_bytes: int | None = None,
+        process_group: Shared | None = None,
+        state_sharding: StateSharding = "match",
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -131,6 +141,8 @@ class Muon(Optimizer):
         if max_workspace_bytes is not None and max_workspace_bytes <= 0:
             raise ValueError(f"max_workspace_bytes must be > 0, got {max_workspace_bytes}")
         self._max_workspace_bytes = max_workspace_bytes
+        self._process_group = process_group
+        self._shares = Shares(state_sharding)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -147,17 +159,31 @@ class Muon(Optimizer):
             group["layout"] = freeze_layout(options["layout"])
         else:
             auxiliary.check_group(options)
+        shared = group.pop("process_group", self._process_group)
         before = len(self.param_groups)
         super().add_param_group(group)
         try:
             for p in self.param_groups[-1]["params"]:
                 if not p.is_floating_point():
                     raise TypeError(f"parameters must be real floating point, got {p.dtype} for {list(p.shape)}")
-                if group["use_muon"]:
+                if group["use_muon"] and not is_dtensor(p):
                     split(p.detach(), group["layout"])
-        except (TypeError, ValueError):
+            self._add_shared(self.param_groups[-1], shared)
+        except (TypeError, ValueError, DistributedError):
             del self.param_groups[before:]
             raise
+
+    def _add_shared(self, group: dict[str, Any], shared: Shared | None) -> None:
+        """Gives what other ranks hold too a state from the start, so that checkpoints have the same keys everywhere."""
+        if not group["use_muon"]:
+            for p in group["params"]:
+                if is_dtensor(p) or shared is not None:
+                    self.state[p].update(auxiliary.init_state(p, group))
+            return
+        first = sum(len(g["params"]) for g in self.param_groups) - len(group["params"])
+        names = group.get("param_names") or [str(first + i) for i in range(len(group["params"]))]
+        for p, momentum in self._shares.adopt(group, names, shared).items():
+            self.state[p]["momentum_buffer"] = momentum
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""
@@ -171,7 +197,8 @@ class Muon(Optimizer):
                 group["layout"] = freeze_layout(group["layout"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_max_workspace_bytes": self._max_workspace_bytes}
+        own = ("_max_workspace_bytes", "_process_group", "_shares")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in."""
@@ -200,11 +227,18 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        for group, params in work:
-            _check_grads(params)
-            if group["use_muon"]:
-                _check_muon(group)
+        work = [
+            (group, [p for p in group["params"] if p.grad is not None and p not in self._shares])
+            for group in self.param_groups
+        ]
+
+        def check() -> None:
+            for group, params in work:
+                _check_grads(params)
+                if group["use_muon"]:
+                    _check_muon(group)
+
+        shared = self._shares.prepare(self.param_groups, self.state, self._workspace_bytes, check)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         buckets = [self._buckets(group, params) if group["use_muon"] else [] for group, params in work]
         for (group, params), group_buckets in zip(work, buckets, strict=True):
@@ -222,6 +256,9 @@ class Muon(Optimizer):
                     grad_scale=scale.grad_scale,
                     found_inf=scale.found_inf,
                 )
+        for bucket_step in shared:
+            scale = amp.on(bucket_step.device)
+            bucket_step.run(scale.grad_scale, scale.found_inf)
         return loss
 
     def explain(self) -> str:
@@ -271,9 +308,12 @@ class Muon(Optimizer):
         device = bucket[0].param.device
         compute = group["compute_dtype"] or default_compute_dtype(device)
         shapes = tuple((m.param.shape[0], m.param.shape[1]) for m in bucket)
-        default_bytes = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
-        for wave in plan_waves(shapes, compute.itemsize, self._max_workspace_bytes or default_bytes):
+        for wave in plan_waves(shapes, compute.itemsize, self._workspace_bytes(device)):
             self._step_wave(group, [bucket[i] for i in wave.order], wave, compute, amp.on(device))
+
+    def _workspace_bytes(self, device: torch.device) -> int:
+        default = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
+        return self._max_workspace_bytes or default
 
     def _step_wave(
         self, group: dict[str, Any], matrices: list[_Matrix], wave: Wave, compute: torch.dtype, amp: _LossScale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from .layout import Piece, Placement, pieces
@@ -39,9 +40,26 @@ class Exchange:
     discarded: tuple[Segment, ...]
     moves: bool
 
+    @cached_property
+    def received(self) -> dict[int, list[Segment]]:
+        """`receive` by assignment."""
+        return _by_number(self.receive)
+
+    @cached_property
+    def sent(self) -> dict[int, list[Segment]]:
+        """`send` by assignment."""
+        return _by_number(self.send)
+
     def sent_away(self, rank: int) -> int:
         """Elements that leave `rank`, which must be the one this exchange is of."""
         return sum(self.send_splits) - self.send_splits[rank]
+
+
+def _by_number(segments: tuple[Segment, ...]) -> dict[int, list[Segment]]:
+    found: dict[int, list[Segment]] = {}
+    for segment in segments:
+        found.setdefault(segment.number, []).append(segment)
+    return found
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,15 @@ def elements(parameter: Parameter, matrix: Matrix, placements: tuple[Placement, 
     return _elements(parameter.shape, matrix, placements, mesh)
 
 
+def replica_sets(mesh: Mesh, placements: tuple[Placement, ...]) -> dict[int, list[int]]:
+    """The ranks that hold the same elements, by the one whose coordinates come first."""
+    sets: dict[tuple[int, ...], list[int]] = {}
+    for rank in sorted(range(mesh.size), key=lambda r: mesh.coordinates[r]):
+        pairs = zip(mesh.coordinates[rank], placements, strict=True)
+        sets.setdefault(tuple(c for c, placement in pairs if placement.dim is not None), []).append(rank)
+    return {ranks[0]: ranks for ranks in sets.values()}
+
+
 @lru_cache(maxsize=2**12)
 def _elements(shape: tuple[int, ...], matrix: Matrix, placements: tuple[Placement, ...], mesh: Mesh) -> np.ndarray:
     spans = [(i, i + 1) for i in matrix.lead]

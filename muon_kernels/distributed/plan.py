@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from .costs import Hardware, cheaper_redundant, ns_seconds
-from .layout import Matrix, Mesh, Parameter, Placement, elements, matrices
+from .layout import Matrix, Mesh, Parameter, Placement, elements, matrices, replica_sets
 
 Kind = Literal["local", "owner", "redundant"]
 
@@ -196,7 +196,7 @@ def _assign(
     loads = [0.0] * mesh.size
     owners: dict[_Candidate, int] = {}
     for candidate in (c for c in candidates if c in redundant):
-        rows = _replica_sets(mesh, parameters[candidate.parameter].state)
+        rows = replica_sets(mesh, parameters[candidate.parameter].state)
         first, ranks = min(rows.items(), key=lambda item: (max(loads[r] for r in item[1]), item[0]))
         owners[candidate] = first
         for rank in ranks:
@@ -226,15 +226,6 @@ def _assign(
     return loads, owners
 
 
-def _replica_sets(mesh: Mesh, placements: tuple[Placement, ...]) -> dict[int, list[int]]:
-    """The ranks that hold the same elements, by the one whose coordinates come first."""
-    sets: dict[tuple[int, ...], list[int]] = {}
-    for rank in sorted(range(mesh.size), key=lambda r: mesh.coordinates[r]):
-        pairs = zip(mesh.coordinates[rank], placements, strict=True)
-        sets.setdefault(tuple(c for c, placement in pairs if placement.dim is not None), []).append(rank)
-    return {ranks[0]: ranks for ranks in sets.values()}
-
-
 class _Draft(NamedTuple):
     """An assignment without its wave; its owner's seconds; the elements in each of five buffers of every rank."""
 
@@ -254,7 +245,7 @@ def _draft(
     kind: Kind = "redundant" if redundant else "owner" if gathers or scatters or copies > 1 else "local"
     owned, relayed = np.zeros_like(state), param
     if redundant:
-        owned[_replica_sets(mesh, parameter.state)[owner]] = whole
+        owned[replica_sets(mesh, parameter.state)[owner]] = whole
     else:
         owned[owner] = whole
         beside = [

@@ -1,0 +1,204 @@
+"""What an optimizer keeps of the parameters that it shares with other processes, and how it steps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..coefficients import resolve_coefficients
+from ..matrices import step_factor
+from ..orthogonalize import default_compute_dtype
+from ..scaling import resolve_rule
+from .binding import Member, bind, check_tensors, is_dtensor, new_momentum, parts
+from .costs import HARDWARE
+from .errors import DistributedError
+from .exchange import schedule
+from .plan import DEFAULT_WAVE_BYTES, plan
+from .roll_call import Note, roll_call
+from .step import Bucket, BucketStep
+from .team import Team
+
+Shared = dist.ProcessGroup | DeviceMesh
+StateSharding = Literal["match", "rows"]
+
+AGREED = (
+    "lr",
+    "weight_decay",
+    "momentum",
+    "nesterov",
+    "ns_coefficients",
+    "eps",
+    "ns_steps",
+    "adjust_lr_fn",
+    "method",
+    "safety_factor",
+    "compute_dtype",
+    "maximize",
+)
+"""The options of a group that all ranks must agree on."""
+
+
+class Shares:
+    """The parameters of an optimizer that several ranks hold: DTensors, and plain tensors of a process group.
+
+    Args:
+        state_sharding: where the momentum of a plain tensor lies: "match", whole on every rank, or "rows", sharded
+            along its dimension 0. That of a DTensor lies as the DTensor does.
+    """
+
+    def __init__(self, state_sharding: StateSharding) -> None:
+        if state_sharding not in ("match", "rows"):
+            raise ValueError(f"state_sharding must be 'match' or 'rows', got {state_sharding!r}")
+        self._row_state = state_sharding == "rows"
+        self._members: dict[Tensor, Member] = {}
+        self._teams: list[Team] = []
+        self._buckets: dict[Any, Bucket] = {}
+
+    def __contains__(self, param: Tensor) -> bool:
+        return param in self._members
+
+    def adopt(self, group: dict[str, Any], names: Sequence[str], shared: Shared | None) -> dict[Tensor, Tensor]:
+        """Takes over those parameters of a group that several ranks hold; returns their momenta, which are zero.
+
+        Args:
+            group: with options filled in.
+            names: of its parameters.
+            shared: the ranks that hold the plain tensors among them alike, gradients included.
+
+        Raises:
+            ValueError, UnsupportedPlacement: a parameter that nobody could step; none has been taken then.
+        """
+        members = {}
+        for p, name in zip(group["params"], names, strict=True):
+            if is_dtensor(p):
+                members[p] = bind(p, name, group["layout"], self._team(p.device_mesh), row_state=False)
+            elif shared is not None:
+                members[p] = bind(p, name, group["layout"], self._team(shared, p), row_state=self._row_state)
+        self._members |= members
+        return {p: new_momentum(p, member, group["momentum_dtype"]) for p, member in members.items()}
+
+    def prepare(
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: dict[Tensor, Any],
+        max_bytes: Callable[[torch.device], int],
+        check: Callable[[], None],
+    ) -> list[BucketStep]:
+        """Checks all that a step needs, on every rank, before anything changes; returns what is to be run.
+
+        Args:
+            groups: the optimizer's, with at least the parameters that were adopted.
+            state: the optimizer's.
+            max_bytes: bound on scratch memory, by device.
+            check: raises if what the optimizer steps without other ranks is wrong.
+
+        Raises:
+            RankFailed, RanksDisagree, CollectiveFailed: as in `roll_call`; an error of `check` becomes RankFailed.
+        """
+        if not self._members:
+            check()
+            return []
+        failure: Exception | None = None
+        buckets: list[tuple[Bucket, dict[str, Any]]] = []
+        try:
+            check()
+            for p, member in self._members.items():
+                check_tensors(p, member, state[p]["momentum_buffer"])
+            buckets = list(self._planned(groups, state, max_bytes))
+        except (RuntimeError, TypeError, ValueError) as error:
+            failure = error
+        heard: DistributedError | None = None
+        present: dict[Tensor, bool] = {}
+        # Small teams first: what goes wrong there is told to the larger ones that their ranks are part of.
+        for team in sorted(self._teams, key=lambda t: t.size):
+            mine = [(b, group) for b, group in buckets if b.team is team]
+            params = [p for b, _ in mine for p in b.params]
+            note = Note(
+                tuple(self._members[p].parameter for p in params),
+                "; ".join(_described(group) for _, group in mine),
+                str([b.plan.digest for b, _ in mine]),
+                tuple(p.grad is not None for p in params),
+                f"{type(failure).__name__}: {failure}" if failure else "",
+            )
+            try:
+                present |= dict(zip(params, roll_call(team, note), strict=True))
+            except DistributedError as error:
+                heard = heard or error
+                failure = failure or error
+        if heard is not None:
+            raise heard from (failure if failure is not heard else heard.__cause__)
+        return [
+            BucketStep(
+                bucket,
+                group,
+                [parts(p, self._members[p], state[p]["momentum_buffer"], present[p]) for p in bucket.params],
+                max_bytes(bucket.params[0].device),
+            )
+            for bucket, group in buckets
+            if bucket.waves and any(present[p] for p in bucket.params)
+        ]
+
+    def _team(self, shared: Shared, param: Tensor | None = None) -> Team:
+        for team in self._teams:
+            if shared is team.group or shared == team.device_mesh:
+                return team
+        if isinstance(shared, dist.ProcessGroup):
+            assert param is not None
+            shared = DeviceMesh.from_group(shared, param.device.type)
+        elif not isinstance(shared, DeviceMesh) or (param is not None and shared.ndim != 1):
+            raise ValueError(f"process_group must be a ProcessGroup or a 1-D DeviceMesh, got {shared!r}")
+        self._teams.append(Team.of(shared))
+        return self._teams[-1]
+
+    def _planned(
+        self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], max_bytes: Callable[[torch.device], int]
+    ) -> Iterator[tuple[Bucket, dict[str, Any]]]:
+        """Parameters of one group, team and dtype together, in the optimizer's order."""
+        for group in groups:
+            together: dict[tuple[Any, ...], list[Tensor]] = {}
+            for p in (p for p in group["params"] if p in self._members):
+                team = self._members[p].team
+                key = (self._teams.index(team), p.dtype, state[p]["momentum_buffer"].dtype)
+                together.setdefault(key, []).append(p)
+            for params in together.values():
+                yield self._bucket(group, tuple(params), max_bytes(params[0].device)), group
+
+    def _bucket(self, group: dict[str, Any], params: tuple[Tensor, ...], max_bytes: int) -> Bucket:
+        steps = len(resolve_coefficients(group["ns_coefficients"], group["ns_steps"]))
+        device = params[0].device
+        compute = group["compute_dtype"] or default_compute_dtype(device)
+        key = (*map(id, params), steps, compute, group["adjust_lr_fn"], max_bytes)
+        if key not in self._buckets:
+            members = [self._members[p] for p in params]
+            made = plan(
+                members[0].team.mesh,
+                [member.parameter for member in members],
+                steps=steps,
+                element_size=compute.itemsize,
+                hardware=HARDWARE.get(device.type, HARDWARE["cuda"]),
+                # Two waves are under way at a time, each with a buffer that is sent and one that is received.
+                wave_bytes=min(DEFAULT_WAVE_BYTES, -(-max_bytes // 4)),
+            )
+            rule = resolve_rule(group["adjust_lr_fn"])
+            scales = [
+                rule((a.matrix.rows, a.matrix.cols)) * step_factor(params[a.parameter].shape, group["layout"])
+                for a in made.assignments
+            ]
+            team = members[0].team
+            self._buckets[key] = Bucket(team, params, made, schedule(made, team.rank), tuple(scales), compute)
+        return self._buckets[key]
+
+
+def _described(group: dict[str, Any]) -> str:
+    """What ranks must agree on, as text; a tensor on a device is not read."""
+    values = ((name, group[name]) for name in AGREED)
+    return ", ".join(
+        f"{name}={v.item() if isinstance(v, Tensor) and v.is_cpu else getattr(v, '__name__', v)}"
+        for name, v in values
+        if not isinstance(v, Tensor) or v.is_cpu
+    )
