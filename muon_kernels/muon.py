@@ -62,9 +62,9 @@ class Muon(Optimizer):
     one optimizer serves a whole model. https://kellerjordan.github.io/posts/muon/
 
     Args:
-        params: 2-D parameters, or groups of them; parameters of any shape in groups with `use_muon=False`. Such a
-            group may hold `algorithm` ("adamw", the default, or "nadam"), `betas` ((0.9, 0.95)), `eps` (1e-8), and
-            `lr` and `weight_decay`, which come from the arguments below if it does not.
+        params: 2-D parameters, or groups of them, or an empty list; parameters of any shape in groups with
+            `use_muon=False`. Such a group may hold `algorithm` ("adamw", the default, or "nadam"), `betas`
+            ((0.9, 0.95)), `eps` (1e-8), and `lr` and `weight_decay`, which come from the arguments below if it does not.
         lr: learning rate; a one-element tensor on the parameters' device is read by the kernels, so that a captured
             CUDA graph follows a scheduler.
         weight_decay: decoupled: p <- (1 - lr * weight_decay) p.
@@ -143,7 +143,9 @@ class Muon(Optimizer):
         self._max_workspace_bytes = max_workspace_bytes
         self._process_group = process_group
         self._shares = Shares(state_sharding)
-        super().__init__(params, defaults)
+        # A pipeline stage may have no matrices. A tensor is left for the base class to refuse.
+        given: Any = params if isinstance(params, Tensor) else list(params) or [{"params": []}]
+        super().__init__(given, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`; the group's options and shapes are checked first."""

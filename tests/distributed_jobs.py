@@ -84,8 +84,8 @@ class Pair:
         full = full_tensors(shapes, 0, dtype)
         self.alone = [nn.Parameter(t.clone()) for t in full]
         self.shared = [nn.Parameter(lies.put(t, self.mesh)) for t in full]
-        self.one = Muon(self.alone, **OPTIONS | options)
-        self.many = Muon(self.shared, **OPTIONS | options, **lies.options())
+        self.one = Muon(self.alone or [{"params": []}], **OPTIONS | options)
+        self.many = Muon(self.shared or [{"params": []}], **OPTIONS | options, **lies.options())
 
     def set_grads(self, step: int, without=()) -> None:
         for i, grad in enumerate(full_tensors(self.shapes, 100 + step, self.dtype)):
@@ -111,9 +111,8 @@ class Pair:
             assert torch.equal(local(buffer), local(momentum)), (i, tuple(p.shape), "momentum")
 
 
-def equals_one_process(kind: str, shapes, options: dict[str, Any], dtype=torch.float32, steps: int = 5) -> None:
-    lies = (LIES if len(shapes[0]) == 2 else EXPERT_LIES)[kind]
-    pair = Pair(lies, shapes, dtype, **options)
+def equals_one_process(lies: Lies, shapes, options: dict[str, Any], dtype=torch.float32, steps: int = 5) -> None:
+    pair = Pair(lies, shapes, **{"dtype": dtype} | options)
     for step in range(steps):
         pair.step(step)
         pair.compare()
@@ -145,3 +144,14 @@ def counted_collectives():
     finally:
         for name, function in originals.items():
             setattr(dist, name, function)
+
+
+def traffic(lies: Lies, shapes, options: dict[str, Any]) -> tuple[int, list[tuple[str, int]]]:
+    """How many waves a step has, and its collectives."""
+    pair = Pair(lies, shapes, **options)
+    pair.step(0)
+    with counted_collectives() as calls:
+        pair.step(1)
+    pair.compare()
+    (bucket,) = pair.many._shares._buckets.values()
+    return bucket.plan.waves, calls

@@ -23,12 +23,14 @@ class Team:
 
     rank: this process in the group.
     mesh: coordinates by rank in the group.
+    notes: the device of what is exchanged besides matrices: the CPU if the group's backend takes it.
     """
 
     group: dist.ProcessGroup
     device_mesh: DeviceMesh
     mesh: Mesh
     rank: int
+    notes: torch.device
 
     @classmethod
     def of(cls, device_mesh: DeviceMesh) -> Team:
@@ -42,7 +44,9 @@ class Team:
             group = dist.new_group(sorted(ranks), use_local_synchronization=True)
         coordinates = dict(zip(ranks, np.ndindex(*device_mesh.shape), strict=True))
         in_order = tuple(coordinates[rank] for rank in dist.get_process_group_ranks(group))
-        return cls(group, device_mesh, Mesh(tuple(device_mesh.shape), in_order), dist.get_rank(group))
+        cpu = "cpu" in str(dist.get_backend_config(group))
+        notes = torch.device("cpu" if cpu else device_mesh.device_type)
+        return cls(group, device_mesh, Mesh(tuple(device_mesh.shape), in_order), dist.get_rank(group), notes)
 
     @property
     def size(self) -> int:
@@ -52,10 +56,9 @@ class Team:
     def all_gather(self, mine: Tensor, what: str) -> Tensor:
         """Everybody's `mine`, stacked, on the CPU. All ranks must give the same shape and dtype."""
         with _named(what):
-            config = str(dist.get_backend_config(self.group))
-            device = torch.device("cpu") if "cpu" in config else torch.device(self.device_mesh.device_type)
-            out = torch.empty((self.size * mine.numel(),), dtype=mine.dtype, device=device)
-            dist.all_gather_into_tensor(out, mine.flatten().to(device), group=self.group)
+            dist.get_rank(self.group)  # raises if the group was destroyed; gloo would still answer
+            out = torch.empty((self.size * mine.numel(),), dtype=mine.dtype, device=self.notes)
+            dist.all_gather_into_tensor(out, mine.flatten().to(self.notes), group=self.group)
         return out.cpu().view(self.size, *mine.shape)
 
     def start(self, exchange: Exchange, send: Tensor, what: str) -> Transfer:
