@@ -64,7 +64,8 @@ class Muon(Optimizer):
     Args:
         params: 2-D parameters, or groups of them, or an empty list; parameters of any shape in groups with
             `use_muon=False`. Such a group may hold `algorithm` ("adamw", the default, or "nadam"), `betas`
-            ((0.9, 0.95)), `eps` (1e-8), and `lr` and `weight_decay`, which come from the arguments below if it does not.
+            ((0.9, 0.95)), `eps` (1e-8), and `lr` and `weight_decay`, which come from the arguments below if it does
+            not.
         lr: learning rate; a one-element tensor on the parameters' device is read by the kernels, so that a captured
             CUDA graph follows a scheduler.
         weight_decay: decoupled: p <- (1 - lr * weight_decay) p.

@@ -56,6 +56,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def grad_like_param(param: Tensor) -> Tensor:
+    """The gradient of a parameter, which it must have, in the parameter's placements: a collective if it has others."""
+    grad: Tensor = param.grad  # type: ignore[assignment]
+    if is_dtensor(param) and grad.placements != param.placements:  # type: ignore[attr-defined]
+        return grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
+    return grad
+
+
 def bind(tensor: Tensor, name: str, layout: Layout, team: Team, *, row_state: bool) -> Member:
     """Describes a parameter: a DTensor, or a plain tensor that all ranks of `team` hold alike.
 
