@@ -123,20 +123,17 @@ def counted_collectives():
     """Yields a list that gets (name, bytes that leave this rank) of every collective."""
     calls: list[tuple[str, int]] = []
     rank = dist.get_rank()
-    originals = {name: getattr(dist, name) for name in ("all_to_all_single", "all_gather_into_tensor")}
+    originals = {name: getattr(dist, name) for name in ("all_to_all_single", "all_gather")}
 
     def all_to_all_single(receive, send, receive_splits, send_splits, **kwargs):
         calls.append(("all_to_all_single", (sum(send_splits) - send_splits[rank]) * send.element_size()))
         return originals["all_to_all_single"](receive, send, receive_splits, send_splits, **kwargs)
 
-    def all_gather_into_tensor(out, mine, **kwargs):
-        calls.append(("all_gather_into_tensor", mine.nbytes))
-        return originals["all_gather_into_tensor"](out, mine, **kwargs)
+    def all_gather(heard, mine, **kwargs):
+        calls.append(("all_gather", mine.nbytes))
+        return originals["all_gather"](heard, mine, **kwargs)
 
-    replacements: dict[str, Callable] = {
-        "all_to_all_single": all_to_all_single,
-        "all_gather_into_tensor": all_gather_into_tensor,
-    }
+    replacements: dict[str, Callable] = {"all_to_all_single": all_to_all_single, "all_gather": all_gather}
     for name, function in replacements.items():
         setattr(dist, name, function)
     try:

@@ -82,6 +82,6 @@ def test_traffic(ranks, kind, expected, per_wave, max_bytes):
     for waves, calls in answers:
         assert waves == (1 if max_bytes > 2**20 else answers[0][0]) and (waves > 1) == (max_bytes < 2**20)
         assert [name for name, _ in calls].count("all_to_all_single") == per_wave * waves
-        assert [name for name, _ in calls].count("all_gather_into_tensor") == 1 and len(calls) == per_wave * waves + 1
+        assert [name for name, _ in calls].count("all_gather") == 1 and len(calls) == per_wave * waves + 1
     sent = sum(size for _, calls in answers for name, size in calls if name == "all_to_all_single")
     assert sent / 4 == expected

@@ -76,4 +76,4 @@ def test_training_follows_one_process(ranks, kind):
     expected = jobs.trained("alone")
     assert expected[-1] < 0.7 * expected[0]
     for losses in ranks(4).run(jobs.trained, kind):
-        assert losses == pytest.approx(expected, rel=1e-2)
+        assert losses == pytest.approx(expected, rel=1e-5)  # measured: at most 1.6e-7

@@ -57,9 +57,10 @@ class Team:
         """Everybody's `mine`, stacked, on the CPU. All ranks must give the same shape and dtype."""
         with _named(what):
             dist.get_rank(self.group)  # raises if the group was destroyed; gloo would still answer
-            out = torch.empty((self.size * mine.numel(),), dtype=mine.dtype, device=self.notes)
-            dist.all_gather_into_tensor(out, mine.flatten().to(self.notes), group=self.group)
-        return out.cpu().view(self.size, *mine.shape)
+            mine = mine.to(self.notes)
+            heard = [torch.empty_like(mine) for _ in range(self.size)]
+            dist.all_gather(heard, mine, group=self.group)
+        return torch.stack(heard).cpu()
 
     def start(self, exchange: Exchange, send: Tensor, what: str) -> Transfer:
         """Begins an all-to-all of `send`; elements beyond the splits stay here. No collective if nothing moves."""
