@@ -265,20 +265,37 @@ class Muon(Optimizer):
         return loss
 
     def explain(self) -> str:
-        """A table of the parameters: name or number, shape, algorithm, matrices, and the shape's factor for lr."""
-        rows = [("parameter", "shape", "algorithm", "matrices", "lr scale")]
+        """A table of the parameters: name or number, shape, algorithm, matrices, and the shape's factor for lr.
+
+        If several ranks share some of them, also where those lie, which ranks of the mesh (or process group) compute
+        them and how ("local", "owner" or "redundant", see `muon_kernels.distributed.plan`), and the KiB that all ranks
+        together send in a step.
+        """
+        shared = self._shares.explain(self.param_groups, self.state, self._workspace_bytes)
+        titles = ("lies", "computed by", "KiB sent") if shared else ()
+        rows = [("parameter", "shape", "algorithm", "matrices", "lr scale", *titles)]
         number = 0
         for group in self.param_groups:
             names = group.get("param_names") or [None] * len(group["params"])
             for name, p in zip(names, group["params"], strict=True):
                 algorithm, matrices, scale = group.get("algorithm", "adamw"), "", "1"
                 if group["use_muon"]:
-                    shapes = [tuple(m.shape) for m in split(p.detach(), group["layout"])]
+                    like = torch.empty(p.shape, device="meta") if p in shared else p.detach()
+                    shapes = [tuple(m.shape) for m in split(like, group["layout"])]
                     scales = sorted({_scale(group, p, shape) for shape in shapes})
                     algorithm = "muon"
                     matrices = ", ".join(f"{shapes.count(s)} x {s[0]}x{s[1]}" for s in dict.fromkeys(shapes))
                     scale = ", ".join(f"{s:.4g}" for s in scales)
-                rows.append((str(name or number), "x".join(map(str, p.shape)), algorithm, matrices, scale))
+                rows.append(
+                    (
+                        str(name or number),
+                        "x".join(map(str, p.shape)),
+                        algorithm,
+                        matrices,
+                        scale,
+                        *shared.get(p, [""] * len(titles)),
+                    )
+                )
                 number += 1
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

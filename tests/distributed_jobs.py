@@ -152,3 +152,12 @@ def traffic(lies: Lies, shapes, options: dict[str, Any]) -> tuple[int, list[tupl
     pair.compare()
     (bucket,) = pair.many._shares._buckets.values()
     return bucket.plan.waves, calls
+
+
+def explained() -> str:
+    """A table of a sharded parameter, a replicated one and one that nobody shares."""
+    mesh = LIES["FSDP"].mesh()
+    sharded = nn.Parameter(LIES["FSDP"].put(torch.zeros(64, 32), mesh))
+    copied = nn.Parameter(LIES["replicated"].put(torch.zeros(2, 64), mesh))
+    groups = [{"params": [("w", sharded), ("c", copied)]}, {"params": [("mine", nn.Parameter(torch.zeros(3, 4)))]}]
+    return Muon(groups, compute_dtype=torch.bfloat16).explain()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from distributed_jobs import EXPERT_LIES, EXPERTS, LIES, SHAPES, equals_one_process, traffic
+from distributed_jobs import EXPERT_LIES, EXPERTS, LIES, SHAPES, equals_one_process, explained, traffic
 
 DOUBLE = {"compute_dtype": torch.float64}
 """Products in float64 show what rounding to 16 bit would hide."""
@@ -85,3 +85,14 @@ def test_traffic(ranks, kind, expected, per_wave, max_bytes):
         assert [name for name, _ in calls].count("all_gather") == 1 and len(calls) == per_wave * waves + 1
     sent = sum(size for _, calls in answers for name, size in calls if name == "all_to_all_single")
     assert sent / 4 == expected
+
+
+def test_explain(ranks):
+    tables = ranks(4).run(explained)
+    assert all(table == tables[0] for table in tables)
+    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in tables[0].splitlines()]
+    assert lines[0][-3:] == ["lies", "computed by", "KiB sent"]
+    # 64 x 32 in 16 bit are 4 KiB, of which the owner lacks 3; in and out.
+    assert lines[1][:2] == ["w", "64x32"] and lines[1][-3:] == ["Shard(dim=0) on 4", "owner 0", "6"]
+    assert lines[2][-3:] == ["Replicate() on 4", "redundant 0, 1, 2, 3", "0"]
+    assert lines[3] == ["mine", "3x4", "muon", "1 x 3x4", "1"]

@@ -123,21 +123,21 @@ def new_momentum(tensor: Tensor, member: Member, dtype: torch.dtype | None) -> T
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
     """Raises ValueError if the momentum, or a gradient, does not lie where its parameter does."""
     name = member.parameter.name
-    expected = ["Shard(dim=0)"] if member.rows is not None else _lies(tensor)
-    if momentum.shape != tensor.shape or _lies(momentum) != expected:
+    expected = ["Shard(dim=0)"] if member.rows is not None else lies_as(tensor)
+    if momentum.shape != tensor.shape or lies_as(momentum) != expected:
         raise ValueError(
             f"parameter {name}: its momentum must have shape {list(tensor.shape)} and placements {expected}, got "
-            f"{list(momentum.shape)} and {_lies(momentum)}; torch.distributed.checkpoint loads any other"
+            f"{list(momentum.shape)} and {lies_as(momentum)}; torch.distributed.checkpoint loads any other"
         )
     grad = tensor.grad
     if grad is None:
         return
     if grad.layout != torch.strided or not grad.is_floating_point():
         raise ValueError(f"parameter {name}: gradients must be dense and floating, got {grad.layout}, {grad.dtype}")
-    if grad.shape != tensor.shape or _lies(grad) != _lies(tensor) or grad.device != tensor.device:
+    if grad.shape != tensor.shape or lies_as(grad) != lies_as(tensor) or grad.device != tensor.device:
         raise ValueError(
-            f"parameter {name}: its gradient must have shape {list(tensor.shape)} and placements {_lies(tensor)} on "
-            f"{tensor.device}, got {list(grad.shape)} and {_lies(grad)} on {grad.device}"
+            f"parameter {name}: its gradient must have shape {list(tensor.shape)} and placements {lies_as(tensor)} on "
+            f"{tensor.device}, got {list(grad.shape)} and {lies_as(grad)} on {grad.device}"
         )
     if local(grad).shape != local(tensor.detach()).shape:
         raise ValueError(
@@ -157,7 +157,7 @@ def parts(tensor: Tensor, member: Member, momentum: Tensor, present: bool) -> Lo
     return Local(member.view(local(tensor.detach())), grad, member.view(local(momentum)))
 
 
-def _lies(tensor: Tensor) -> list[str]:
+def lies_as(tensor: Tensor) -> list[str]:
     """The placements of a DTensor as text; none for a plain tensor."""
     return [repr(p) for p in tensor.placements] if is_dtensor(tensor) else []  # type: ignore[attr-defined]
 

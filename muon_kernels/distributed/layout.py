@@ -143,6 +143,7 @@ def elements(parameter: Parameter, matrix: Matrix, placements: tuple[Placement, 
     return _elements(parameter.shape, matrix, placements, mesh)
 
 
+@lru_cache(maxsize=2**6)
 def replica_sets(mesh: Mesh, placements: tuple[Placement, ...]) -> dict[int, list[int]]:
     """The ranks that hold the same elements, by the one whose coordinates come first."""
     sets: dict[tuple[int, ...], list[int]] = {}
@@ -150,6 +151,13 @@ def replica_sets(mesh: Mesh, placements: tuple[Placement, ...]) -> dict[int, lis
         pairs = zip(mesh.coordinates[rank], placements, strict=True)
         sets.setdefault(tuple(c for c, placement in pairs if placement.dim is not None), []).append(rank)
     return {ranks[0]: ranks for ranks in sets.values()}
+
+
+def beside(mesh: Mesh, placements: tuple[Placement, ...], rank: int) -> np.ndarray:
+    """Which ranks are in the same replica as `rank`, with which they make up the whole: bool [ranks]."""
+    copied = [d for d, placement in enumerate(placements) if placement.dim is None]
+    grid = np.array(mesh.coordinates, dtype=np.int64).reshape(mesh.size, len(mesh.shape))[:, copied]
+    return (grid == np.array(mesh.coordinates[rank], dtype=np.int64)[copied]).all(axis=1)
 
 
 @lru_cache(maxsize=2**12)

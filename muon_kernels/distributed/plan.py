@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from .costs import Hardware, cheaper_redundant, ns_seconds
-from .layout import Matrix, Mesh, Parameter, Placement, elements, matrices, replica_sets
+from .layout import Matrix, Mesh, Parameter, Placement, beside, elements, matrices, replica_sets
 
 Kind = Literal["local", "owner", "redundant"]
 
@@ -73,6 +73,12 @@ class Plan:
         if assignment.kind != "redundant":
             return assignment.owner
         return self._mixed(self.parameters[assignment.parameter].state, copied=rank, cut=assignment.owner)
+
+    def owners(self, assignment: Assignment) -> list[int]:
+        """Every rank that computes this matrix."""
+        if assignment.kind != "redundant":
+            return [assignment.owner]
+        return replica_sets(self.mesh, self.parameters[assignment.parameter].state)[assignment.owner]
 
     def source(self, assignment: Assignment, rank: int) -> int:
         """Of the ranks that hold the same state as `rank`, the one that sends it to the owner: the owner's own replica,
@@ -248,11 +254,7 @@ def _draft(
         owned[replica_sets(mesh, parameter.state)[owner]] = whole
     else:
         owned[owner] = whole
-        beside = [
-            all(a == b for a, b, p in zip(at, mesh.coordinates[owner], parameter.param, strict=True) if p.dim is None)
-            for at in mesh.coordinates
-        ]
-        relayed = param * np.array(beside)
+        relayed = param * beside(mesh, parameter.param, owner)
     assignment = Assignment(candidate.parameter, matrix, kind, owner, 0, gathers, scatters, copies > 1)
     traffic = np.stack([state, owned, relayed, relayed * (copies - 1), param - relayed])
     return _Draft(assignment, -candidate.negative_cost, traffic)

@@ -14,7 +14,7 @@ from ..coefficients import resolve_coefficients
 from ..matrices import step_factor
 from ..orthogonalize import default_compute_dtype
 from ..scaling import resolve_rule
-from .binding import Member, bind, check_tensors, is_dtensor, new_momentum, parts
+from .binding import Member, bind, check_tensors, is_dtensor, lies_as, new_momentum, parts
 from .costs import HARDWARE
 from .errors import DistributedError
 from .exchange import schedule
@@ -22,6 +22,7 @@ from .plan import DEFAULT_WAVE_BYTES, plan
 from .roll_call import Note, roll_call
 from .step import Bucket, BucketStep
 from .team import Team
+from .traffic import moved
 
 Shared = dist.ProcessGroup | DeviceMesh
 StateSharding = Literal["match", "rows"]
@@ -142,6 +143,27 @@ class Shares:
             for bucket, group in buckets
             if bucket.waves and any(present[p] for p in bucket.params)
         ]
+
+    def explain(
+        self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], max_bytes: Callable[[torch.device], int]
+    ) -> dict[Tensor, tuple[str, str, str]]:
+        """For every parameter that is shared: where it lies, which ranks of its team compute it, and the KiB that all
+        ranks together send for it in a step. Communicates nothing."""
+        found = {}
+        for bucket, _ in self._planned(groups, state, max_bytes):
+            made, size = bucket.plan, bucket.plan.element_size
+            for i, p in enumerate(bucket.params):
+                assignments = [a for a in made.assignments if a.parameter == i]
+                kinds = {a.kind for a in assignments}
+                owners = sorted({rank for a in assignments for rank in made.owners(a)})
+                sent = sum(int(moved(made, a)[:, 0].sum()) for a in assignments) * size
+                lies = ", ".join(lies_as(p)) or "replicated"
+                found[p] = (
+                    f"{lies} on {'x'.join(map(str, made.mesh.shape))}",
+                    f"{'/'.join(sorted(kinds))} {', '.join(map(str, owners))}",
+                    f"{sent / 1024:.4g}",
+                )
+        return found
 
     def _team(self, shared: Shared, param: Tensor | None = None) -> Team:
         for team in self._teams:
