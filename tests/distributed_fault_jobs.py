@@ -262,3 +262,36 @@ def replicated_dtensors_stay_equal() -> None:
     everywhere = [torch.empty_like(whole) for _ in range(4)]
     dist.all_gather(everywhere, whole)
     assert all(torch.equal(everywhere[0], other) for other in everywhere)
+
+
+def scaled(kind: str) -> None:
+    """GradScaler: an infinity in one shard skips the step on every rank, as in one process."""
+    pair = Pair(LIES[kind], SHAPES)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1) for _ in range(2)]
+    for step in range(4):
+        grads = [grad * 8 for grad in full_tensors(SHAPES, 100 + step)]
+        if step == 1:
+            grads[4][-1, -1] = torch.inf
+        for i, grad in enumerate(grads):
+            pair.alone[i].grad, pair.shared[i].grad = grad.clone(), pair.lies.put(grad, pair.mesh)
+        for scaler, optimizer in zip(scalers, (pair.one, pair.many), strict=True):
+            scaler.scale(torch.tensor(1.0))
+            scaler.step(optimizer)
+            scaler.update()
+        pair.compare()
+    assert scalers[0].get_scale() == scalers[1].get_scale() == 32.0
+
+
+def grows() -> None:
+    """A group that is added later is planned with the next step; the state dict knows it at once."""
+    pair, later = Pair(LIES["FSDP"], SHAPES), Pair(LIES["FSDP"], [(12, 5)])
+    pair.step(0)
+    for whose, more in ((pair.one, later.alone), (pair.many, later.shared)):
+        whose.add_param_group({"params": more, "lr": 0.01, "momentum": 0.5})
+    assert later.shared[0] in pair.many.state
+    later.one, later.many = pair.one, pair.many
+    for step in range(1, 3):
+        later.set_grads(step)
+        pair.step(step)
+        pair.compare()
+        later.compare()

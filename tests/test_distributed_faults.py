@@ -57,6 +57,11 @@ def test_an_absent_rank_and_a_destroyed_group(ranks):
     assert answers == [["CollectiveFailed"] * 2] * 3 + [["CollectiveFailed"]]
 
 
-@pytest.mark.parametrize("job", [jobs.two_stages, jobs.two_meshes, jobs.replicated_dtensors_stay_equal])
-def test_several_teams(ranks, job):
+@pytest.mark.parametrize("job", [jobs.two_stages, jobs.two_meshes, jobs.replicated_dtensors_stay_equal, jobs.grows])
+def test_several_teams_and_groups(ranks, job):
     ranks(4).run(job)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "FSDP x TP, column-wise", "DDP"])
+def test_a_scaler_skips_everywhere(ranks, kind):
+    ranks(4).run(jobs.scaled, kind)
