@@ -80,7 +80,8 @@ class Muon(Optimizer):
         method: "auto", "standard", "gram" or "svd"; see `orthogonalize`.
         safety_factor: the norm is taken this much larger.
         compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
-        momentum_dtype: dtype of the momentum buffers; default: that of the gradient.
+        momentum_dtype: dtype of the momentum buffers; default: that of the gradient (of a parameter that several ranks
+            share: its own).
         maximize: ascend instead of descend.
         layout: how a parameter is made of matrices: None for a 2-D one as it is; "flatten" and others for convolutions,
             experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
@@ -225,6 +226,7 @@ class Muon(Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient, or one that does not match its parameter; nothing has been changed.
+            DistributedError: see `muon_kernels.distributed.errors`.
         """
         loss = None
         if closure is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from distributed_jobs import EXPERT_LIES, LIES, OPTIONS, SHAPES, Lies, Pair, full_tensors
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from muon_kernels import Muon
@@ -108,13 +110,17 @@ def other_options() -> str:
     return fails(pair, "RanksDisagree", "rank 3 has lr=0.05, weight_decay=0.3", after=repair)
 
 
-def bad_grad_on_one_rank(kind: str) -> str:
-    """Partial placements, another dtype, a momentum of another shape: wrong on rank 2 alone."""
+def bad_grad_on_one_rank(kind: str, trouble: str) -> str:
+    """Partial placements, or a mesh in another order: wrong on rank 2 alone."""
     pair = Pair(LIES[kind], SHAPES)
     pair.set_grads(0)
-    if dist.get_rank() == 2:
+    reversed_mesh = DeviceMesh("cpu", [3, 2, 1, 0])
+    if dist.get_rank() == 2 and trouble == "Partial":
         grad = torch.randn(SHAPES[4])
         pair.shared[4].grad = DTensor.from_local(grad, pair.mesh, [Partial()], run_check=False)
+    elif dist.get_rank() == 2:
+        grad = pair.shared[4].grad
+        pair.shared[4].grad = DTensor.from_local(grad.to_local(), reversed_mesh, grad.placements, run_check=False)
     return fails(pair, "RankFailed", "rank 2 of 4: ValueError: parameter 4: its gradient", after=lambda: None)
 
 
@@ -212,11 +218,9 @@ def nobody_there() -> list[str]:
 
 
 def two_stages() -> None:
-    """Pipeline stages: ranks 0 and 1 share one model, 2 and 3 another; a stage without matrices has nothing to do."""
-    from torch.distributed.device_mesh import DeviceMesh
-
-    first = dist.get_rank() < 2
-    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    """Pipeline stages of 3 ranks and of 1, each with its own model; a stage without matrices has nothing to do."""
+    first = dist.get_rank() < 3
+    groups = [dist.new_group([0, 1, 2]), dist.new_group([3])]
     mesh = DeviceMesh.from_group(groups[0 if first else 1], "cpu")
 
     class Stage(Lies):
@@ -295,3 +299,19 @@ def grows() -> None:
         pair.step(step)
         pair.compare()
         later.compare()
+
+
+def dies() -> str:
+    """Rank 1 ends between two steps; the other rank's error, and whether it has changed anything."""
+    pair = Pair(LIES["FSDP"], SHAPES)
+    pair.step(0)
+    pair.set_grads(1)
+    if dist.get_rank() == 1:
+        os._exit(0)
+    before = [local(p.detach()).clone() for p in pair.shared]
+    try:
+        pair.many.step()
+    except RuntimeError as error:
+        assert all(torch.equal(a, local(p.detach())) for a, p in zip(before, pair.shared, strict=True))
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("nothing was raised")

@@ -29,6 +29,13 @@ def _serve(rank: int, world: int, rendezvous: str, pipe: Connection) -> None:
             pipe.send(("raised", traceback.format_exc()))
 
 
+def _answer(pipe: Connection) -> tuple[str, Any]:
+    try:
+        return pipe.recv() if pipe.poll(JOB_SECONDS) else ("raised", "no answer in time")
+    except EOFError:
+        return ("raised", "the process ended")
+
+
 class Pool:
     """`world` processes with gloo."""
 
@@ -50,12 +57,16 @@ class Pool:
 
     def run(self, job: Callable[..., Any], *args: Any) -> list[Any]:
         """What `job(*args)` returned on every rank; an AssertionError with its traceback if it raised on any."""
-        for pipe in self._pipes:
-            pipe.send((job, args))
-        answers = [pipe.recv() if pipe.poll(JOB_SECONDS) else ("raised", "no answer in time") for pipe in self._pipes]
+        answers = self.answers(job, *args)
         failed = [f"rank {rank}: {text}" for rank, (how, text) in enumerate(answers) if how == "raised"]
         assert not failed, "\n".join(failed)
         return [value for _, value in answers]
+
+    def answers(self, job: Callable[..., Any], *args: Any) -> list[tuple[str, Any]]:
+        """("returned", value) or ("raised", text) of every rank."""
+        for pipe in self._pipes:
+            pipe.send((job, args))
+        return [_answer(pipe) for pipe in self._pipes]
 
     def close(self) -> None:
         """Ends the processes."""

@@ -2,6 +2,7 @@
 
 import distributed_fault_jobs as jobs
 import pytest
+from distributed_pool import Pool
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "HSDP", "DDP", "DDP, state in rows", "FSDP x TP, row-wise"])
@@ -29,9 +30,10 @@ def test_ranks_that_differ(ranks, job):
     assert len(set(ranks(4).run(job))) == 1
 
 
+@pytest.mark.parametrize("trouble", ["Partial", "another mesh"])
 @pytest.mark.parametrize("kind", ["FSDP", "replicated"])
-def test_a_bad_gradient_on_one_rank(ranks, kind):
-    assert len(set(ranks(4).run(jobs.bad_grad_on_one_rank, kind))) == 1
+def test_a_bad_gradient_on_one_rank(ranks, kind, trouble):
+    assert len(set(ranks(4).run(jobs.bad_grad_on_one_rank, kind, trouble))) == 1
 
 
 @pytest.mark.parametrize("job", [jobs.bad_momentum_on_one_rank, jobs.bad_plain_grad_on_one_rank])
@@ -65,3 +67,13 @@ def test_several_teams_and_groups(ranks, job):
 @pytest.mark.parametrize("kind", ["FSDP", "FSDP x TP, column-wise", "DDP"])
 def test_a_scaler_skips_everywhere(ranks, kind):
     ranks(4).run(jobs.scaled, kind)
+
+
+def test_a_dead_peer(tmp_path):
+    pool = Pool(2, str(tmp_path / "rendezvous"))
+    try:
+        (how, error), dead = pool.answers(jobs.dies)
+    finally:
+        pool.close()
+    assert dead == ("raised", "the process ended")
+    assert how == "returned" and error.startswith("CollectiveFailed: the roll call before a step failed"), error

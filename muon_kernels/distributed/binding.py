@@ -124,25 +124,23 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
     """Raises ValueError if the momentum, or a gradient, does not lie where its parameter does."""
     name = member.parameter.name
     expected = ["Shard(dim=0)"] if member.rows is not None else lies_as(tensor)
-    if momentum.shape != tensor.shape or lies_as(momentum) != expected:
+    if momentum.shape != tensor.shape or lies_as(momentum) != expected or not _on(momentum, member.team):
         raise ValueError(
-            f"parameter {name}: its momentum must have shape {list(tensor.shape)} and placements {expected}, got "
-            f"{list(momentum.shape)} and {lies_as(momentum)}; torch.distributed.checkpoint loads any other"
+            f"parameter {name}: its momentum must be {list(tensor.shape)} {expected} over the ranks of its parameter, "
+            f"got {_where(momentum)}; torch.distributed.checkpoint loads any other"
         )
     grad = tensor.grad
     if grad is None:
         return
     if grad.layout != torch.strided or not grad.is_floating_point():
         raise ValueError(f"parameter {name}: gradients must be dense and floating, got {grad.layout}, {grad.dtype}")
-    if grad.shape != tensor.shape or lies_as(grad) != lies_as(tensor) or grad.device != tensor.device:
+    alike = grad.shape == tensor.shape and lies_as(grad) == lies_as(tensor) and _on(grad, member.team)
+    if not alike or grad.device != tensor.device:
+        raise ValueError(f"parameter {name}: its gradient must be {_where(tensor)} as it is, got {_where(grad)}")
+    here = local(tensor)
+    if local(grad).shape != here.shape:
         raise ValueError(
-            f"parameter {name}: its gradient must have shape {list(tensor.shape)} and placements {lies_as(tensor)} on "
-            f"{tensor.device}, got {list(grad.shape)} and {lies_as(grad)} on {grad.device}"
-        )
-    if local(grad).shape != local(tensor.detach()).shape:
-        raise ValueError(
-            f"parameter {name}: its gradient's local tensor must be {list(local(tensor.detach()).shape)}, "
-            f"got {list(local(grad).shape)}"
+            f"parameter {name}: its gradient's local tensor must be {list(here.shape)}, got {list(local(grad).shape)}"
         )
     if member.layout == "flatten" and not local(momentum).is_contiguous():
         raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous momentum")
@@ -152,14 +150,26 @@ def parts(tensor: Tensor, member: Member, momentum: Tensor, present: bool) -> Lo
     """What lies here; if only other ranks have the gradient, it is zero here."""
     grad = None
     if present:
-        grad = torch.zeros_like(tensor.detach()) if tensor.grad is None else tensor.grad
+        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         grad = member.grad_view(local(grad))
-    return Local(member.view(local(tensor.detach())), grad, member.view(local(momentum)))
+    return Local(member.view(local(tensor)), grad, member.view(local(momentum)))
 
 
 def lies_as(tensor: Tensor) -> list[str]:
     """The placements of a DTensor as text; none for a plain tensor."""
     return [repr(p) for p in tensor.placements] if is_dtensor(tensor) else []  # type: ignore[attr-defined]
+
+
+def _on(tensor: Tensor, team: Team) -> bool:
+    """Whether a DTensor lies on the team's mesh; names of its dimensions do not matter."""
+    if not is_dtensor(tensor) or tensor.device_mesh is team.device_mesh:  # type: ignore[attr-defined]
+        return True
+    return torch.equal(tensor.device_mesh.mesh, team.device_mesh.mesh)  # type: ignore[attr-defined]
+
+
+def _where(tensor: Tensor) -> str:
+    over = f" over ranks {tensor.device_mesh.mesh.tolist()}" if is_dtensor(tensor) else ""  # type: ignore[attr-defined]
+    return f"{list(tensor.shape)} {lies_as(tensor)}{over} on {tensor.device}"
 
 
 def _placement(placement: Any, name: str, tensor: Tensor) -> Placement:

@@ -1,4 +1,7 @@
-"""What a distributed step raises. Every rank of a team gets the error, before anything has been changed."""
+"""What a distributed step raises: the same error on every rank of a team, before anything has been changed.
+
+Only CollectiveFailed can come later, when a peer is lost in the middle of a step.
+"""
 
 
 class DistributedError(RuntimeError):
@@ -18,4 +21,8 @@ class RankFailed(DistributedError):
 
 
 class CollectiveFailed(DistributedError):
-    """A collective did not complete: a peer died, the group was destroyed, or the time was up."""
+    """A collective did not complete: a peer died, the group was destroyed, or the time was up.
+
+    If the message names the roll call, nothing has been changed. Otherwise ranks may have come to different points of
+    the step: go back to a checkpoint.
+    """

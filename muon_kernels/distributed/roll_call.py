@@ -46,38 +46,43 @@ def roll_call(team: Team, note: Note) -> tuple[bool, ...]:
         RanksDisagree: parameters, options or the gradients of replicas differ.
         CollectiveFailed: a rank is not there.
     """
-    digests = [_digest(text) for text in (repr(note.parameters), note.options, note.plans, repr(note.grads))]
-    words = [int(bool(note.error)), len(note.parameters), *digests]
+    words = [bool(note.error), len(note.parameters), *map(_digest, (note.plans, note.options, repr(note.grads)))]
     heard = team.all_gather(torch.tensor(words), "the roll call before a step").numpy()
     if heard[:, 0].any():
         rank = int(heard[:, 0].argmax())
         raise RankFailed(f"rank {rank} of {team.size}: {_texts(team, note.error)[rank]}")
-    same = [len(set(column)) == 1 for column in heard.T.tolist()]
-    if not same[1] or not same[2]:
-        raise RanksDisagree(_different_parameters(team, note, heard[:, 1]))
-    if not same[3]:
-        texts = _texts(team, note.options)
-        other = int(np.flatnonzero(heard[:, 3] != heard[0, 3])[0])
+    counts, plans, options, grads = (column.tolist() for column in heard.T[1:])
+    if len(set(counts)) > 1:
+        raise RanksDisagree(
+            f"ranks 0 to {team.size - 1} hold {counts} parameters for this optimizer; all must hold the same"
+        )
+    if len(set(plans)) > 1:
+        _name_different_parameter(team, note.parameters)
+    if len(set(options)) > 1:
+        texts, other = _texts(team, note.options), _first_other(options)
         raise RanksDisagree(f"options differ: rank 0 has {texts[0]}, rank {other} has {texts[other]}")
-    if not same[4]:
+    if len(set(plans)) > 1:
         raise RanksDisagree("plans of the same parameters differ: do all ranks run the same version, on equal devices?")
-    if same[5]:
+    if len(set(grads)) == 1:
         return note.grads
     present = team.all_gather(torch.tensor(note.grads), "comparing gradients").numpy()
     _check_replicas(team.mesh, note.parameters, present)
     return tuple(map(any, zip(*present.tolist(), strict=True)))
 
 
-def _different_parameters(team: Team, note: Note, counts: np.ndarray) -> str:
-    """Names the first parameter that differs, as this rank and the first other rank have it."""
-    if len(set(counts.tolist())) > 1:
-        return f"ranks 0 to {team.size - 1} hold {counts.tolist()} parameters; all must hold the same"
-    digests = team.all_gather(torch.tensor([_digest(repr(p)) for p in note.parameters]), "comparing plans").numpy()
-    first = int(np.flatnonzero((digests != digests[0]).any(axis=0))[0])
-    mine = note.parameters[first]
-    texts = _texts(team, f"{mine.name} {list(mine.shape)} {_placements(mine)}")
-    other = int(np.flatnonzero(digests[:, first] != digests[0, first])[0])
-    return f"parameter number {first} is {texts[0]} on rank 0 and {texts[other]} on rank {other}"
+def _name_different_parameter(team: Team, parameters: Sequence[Parameter]) -> None:
+    """Raises RanksDisagree with the first parameter that differs, as rank 0 and the first other rank have it."""
+    columns = team.all_gather(torch.tensor([_digest(repr(p)) for p in parameters]), "comparing parameters").T.tolist()
+    for number, (parameter, digests) in enumerate(zip(parameters, columns, strict=True)):
+        if len(set(digests)) > 1:
+            texts = _texts(team, f"{parameter.name} {list(parameter.shape)} {_placements(parameter)}")
+            other = _first_other(digests)
+            raise RanksDisagree(f"parameter number {number} is {texts[0]} on rank 0 and {texts[other]} on rank {other}")
+
+
+def _first_other(values: Sequence[int]) -> int:
+    """The first rank whose value is not rank 0's."""
+    return next(rank for rank, value in enumerate(values) if value != values[0])
 
 
 def _placements(parameter: Parameter) -> str:
