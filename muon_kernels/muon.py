@@ -186,8 +186,8 @@ class Muon(Optimizer):
             return
         first = sum(len(g["params"]) for g in self.param_groups) - len(group["params"])
         names = group.get("param_names") or [str(first + i) for i in range(len(group["params"]))]
-        for p, momentum in self._shares.adopt(group, names, shared).items():
-            self.state[p]["momentum_buffer"] = momentum
+        self._shares.adopt(group, names, shared)
+        self._shares.momenta([group], self.state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""

@@ -98,6 +98,12 @@ def other_counts() -> str:
     return fails(pair, "RanksDisagree", "hold [3, 3, 4, 3] parameters")
 
 
+def other_dtypes() -> str:
+    pair = Pair(LIES["DDP"], SHAPES, torch.bfloat16 if dist.get_rank() == 1 else torch.float32)
+    pair.set_grads(0)
+    return fails(pair, "RanksDisagree", "torch.float32, rank 1 has lr=0.05")
+
+
 def other_options() -> str:
     pair = Pair(LIES["FSDP"], SHAPES)
     pair.set_grads(0)
@@ -253,6 +259,38 @@ def two_meshes() -> None:
         dense.compare()
         experts.compare()
         assert torch.equal(plain[0].detach(), plain[1].detach())
+
+
+def one_group_two_grids() -> None:
+    """HSDP and DDP over the same ranks in one optimizer: one group of processes, two meshes."""
+    grid, line = Pair(LIES["HSDP"], SHAPES), Pair(LIES["DDP"], SHAPES[3:6])
+    grid.many.add_param_group({"params": line.shared, "process_group": dist.group.WORLD})
+    grid.one.add_param_group({"params": line.alone})
+    line.one, line.many = grid.one, grid.many
+    for step in range(2):
+        line.set_grads(step)
+        grid.step(step)
+        grid.compare()
+        line.compare()
+
+
+def an_empty_state_is_loaded() -> None:
+    """A checkpoint from before the first step of a process that works alone has no momenta: they are zero."""
+    pair = Pair(LIES["FSDP"], SHAPES)
+    pair.step(0)
+    for whose in (pair.one, pair.many):
+        whose.load_state_dict({"state": {}, "param_groups": whose.state_dict()["param_groups"]})
+    pair.many.explain()
+    pair.step(1)
+    pair.compare()
+
+
+def wrong_process_group() -> str:
+    try:
+        Muon([nn.Parameter(torch.zeros(2, 2))], process_group=LIES["HSDP"].mesh())
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("nothing was raised")
 
 
 def replicated_dtensors_stay_equal() -> None:

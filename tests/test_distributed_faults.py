@@ -25,7 +25,7 @@ def test_shuffled_parameters(ranks, kind):
     assert len(set(ranks(4).run(jobs.shuffled, kind))) == 1
 
 
-@pytest.mark.parametrize("job", [jobs.other_shapes, jobs.other_counts, jobs.other_options])
+@pytest.mark.parametrize("job", [jobs.other_shapes, jobs.other_counts, jobs.other_dtypes, jobs.other_options])
 def test_ranks_that_differ(ranks, job):
     assert len(set(ranks(4).run(job))) == 1
 
@@ -54,12 +54,27 @@ def test_what_has_no_plan_is_refused(ranks):
         assert all(text.startswith(pattern) for text, pattern in zip(texts, patterns, strict=True)), texts
 
 
+def test_a_process_group_must_be_a_line(ranks):
+    for text in ranks(4).run(jobs.wrong_process_group):
+        assert text.startswith("process_group must be a ProcessGroup or a 1-D DeviceMesh, got DeviceMesh")
+
+
 def test_an_absent_rank_and_a_destroyed_group(ranks):
     answers = ranks(4).run(jobs.nobody_there)
     assert answers == [["CollectiveFailed"] * 2] * 3 + [["CollectiveFailed"]]
 
 
-@pytest.mark.parametrize("job", [jobs.two_stages, jobs.two_meshes, jobs.replicated_dtensors_stay_equal, jobs.grows])
+@pytest.mark.parametrize(
+    "job",
+    [
+        jobs.two_stages,
+        jobs.two_meshes,
+        jobs.one_group_two_grids,
+        jobs.an_empty_state_is_loaded,
+        jobs.replicated_dtensors_stay_equal,
+        jobs.grows,
+    ],
+)
 def test_several_teams_and_groups(ranks, job):
     ranks(4).run(job)
 

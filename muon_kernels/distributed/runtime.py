@@ -39,9 +39,10 @@ AGREED = (
     "method",
     "safety_factor",
     "compute_dtype",
+    "momentum_dtype",
     "maximize",
 )
-"""The options of a group that all ranks must agree on."""
+"""The options of a group that all ranks must agree on, besides the dtype of its parameters."""
 
 
 class Shares:
@@ -58,13 +59,14 @@ class Shares:
         self._row_state = state_sharding == "rows"
         self._members: dict[Tensor, Member] = {}
         self._teams: list[Team] = []
+        self._lines: dict[dist.ProcessGroup, DeviceMesh] = {}
         self._buckets: dict[Any, Bucket] = {}
 
     def __contains__(self, param: Tensor) -> bool:
         return param in self._members
 
-    def adopt(self, group: dict[str, Any], names: Sequence[str], shared: Shared | None) -> dict[Tensor, Tensor]:
-        """Takes over those parameters of a group that several ranks hold; returns their momenta, which are zero.
+    def adopt(self, group: dict[str, Any], names: Sequence[str], shared: Shared | None) -> None:
+        """Takes over those parameters of a group that several ranks hold.
 
         Args:
             group: with options filled in.
@@ -79,9 +81,20 @@ class Shares:
             if is_dtensor(p):
                 members[p] = bind(p, name, group["layout"], self._team(p.device_mesh), row_state=False)
             elif shared is not None:
-                members[p] = bind(p, name, group["layout"], self._team(shared, p), row_state=self._row_state)
+                members[p] = bind(
+                    p, name, group["layout"], self._team(self._line(shared, p)), row_state=self._row_state
+                )
         self._members |= members
-        return {p: new_momentum(p, member, group["momentum_dtype"]) for p, member in members.items()}
+
+    def momenta(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> dict[Tensor, Tensor]:
+        """The momenta of what was adopted. One that `state` lacks, at first or after a checkpoint, becomes zero."""
+        found = {}
+        for group in groups:
+            for p in (p for p in group["params"] if p in self._members):
+                if "momentum_buffer" not in state[p]:
+                    state[p]["momentum_buffer"] = new_momentum(p, self._members[p], group["momentum_dtype"])
+                found[p] = state[p]["momentum_buffer"]
+        return found
 
     def prepare(
         self,
@@ -104,24 +117,26 @@ class Shares:
         if not self._members:
             check()
             return []
+        momenta = self.momenta(groups, state)
         failure: Exception | None = None
         buckets: list[tuple[Bucket, dict[str, Any]]] = []
         try:
             check()
-            for p, member in self._members.items():
-                check_tensors(p, member, state[p]["momentum_buffer"])
-            buckets = list(self._planned(groups, state, max_bytes))
+            for p, momentum in momenta.items():
+                check_tensors(p, self._members[p], momentum)
+            buckets = list(self._planned(groups, momenta, max_bytes))
         except (RuntimeError, TypeError, ValueError) as error:
             failure = error
         heard: DistributedError | None = None
         present: dict[Tensor, bool] = {}
         # Small teams first: what goes wrong there is told to the larger ones that their ranks are part of.
-        for team in sorted(self._teams, key=lambda t: t.size):
+        in_use = [team for team in self._teams if any(member.team is team for member in self._members.values())]
+        for team in sorted(in_use, key=lambda t: t.size):
             mine = [(b, group) for b, group in buckets if b.team is team]
             params = [p for b, _ in mine for p in b.params]
             note = Note(
                 tuple(self._members[p].parameter for p in params),
-                "; ".join(_described(group) for _, group in mine),
+                "; ".join(f"{_described(group)}, {b.params[0].dtype}" for b, group in mine),
                 str([b.plan.digest for b, _ in mine]),
                 tuple(p.grad is not None for p in params),
                 f"{type(failure).__name__}: {failure}" if failure else "",
@@ -137,7 +152,7 @@ class Shares:
             BucketStep(
                 bucket,
                 group,
-                [parts(p, self._members[p], state[p]["momentum_buffer"], present[p]) for p in bucket.params],
+                [parts(p, self._members[p], momenta[p], present[p]) for p in bucket.params],
                 max_bytes(bucket.params[0].device),
             )
             for bucket, group in buckets
@@ -150,7 +165,7 @@ class Shares:
         """For every parameter that is shared: where it lies, which ranks of its team compute it, and the KiB that all
         ranks together send for it in a step. Communicates nothing."""
         found = {}
-        for bucket, _ in self._planned(groups, state, max_bytes):
+        for bucket, _ in self._planned(groups, self.momenta(groups, state), max_bytes):
             made, size = bucket.plan, bucket.plan.element_size
             for i, p in enumerate(bucket.params):
                 assignments = [a for a in made.assignments if a.parameter == i]
@@ -160,32 +175,40 @@ class Shares:
                 lies = ", ".join(lies_as(p)) or "replicated"
                 found[p] = (
                     f"{lies} on {'x'.join(map(str, made.mesh.shape))}",
-                    f"{'/'.join(sorted(kinds))} {', '.join(map(str, owners))}",
+                    f"{'/'.join(sorted(kinds))} {_few(owners)}",
                     f"{sent / 1024:.4g}",
                 )
         return found
 
-    def _team(self, shared: Shared, param: Tensor | None = None) -> Team:
+    def _team(self, mesh: DeviceMesh) -> Team:
         for team in self._teams:
-            if shared is team.group or shared == team.device_mesh:
+            if mesh == team.device_mesh:
                 return team
-        if isinstance(shared, dist.ProcessGroup):
-            assert param is not None
-            shared = DeviceMesh.from_group(shared, param.device.type)
-        elif not isinstance(shared, DeviceMesh) or (param is not None and shared.ndim != 1):
-            raise ValueError(f"process_group must be a ProcessGroup or a 1-D DeviceMesh, got {shared!r}")
-        self._teams.append(Team.of(shared))
+        self._teams.append(Team.of(mesh))
         return self._teams[-1]
 
+    def _line(self, shared: Shared, param: Tensor) -> DeviceMesh:
+        """The ranks that hold a plain tensor alike, as a mesh."""
+        if isinstance(shared, DeviceMesh) and shared.ndim == 1:
+            return shared
+        if not isinstance(shared, dist.ProcessGroup):
+            raise ValueError(f"process_group must be a ProcessGroup or a 1-D DeviceMesh, got {shared!r}")
+        if shared not in self._lines:
+            self._lines[shared] = DeviceMesh.from_group(shared, param.device.type)
+        return self._lines[shared]
+
     def _planned(
-        self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], max_bytes: Callable[[torch.device], int]
+        self,
+        groups: Sequence[dict[str, Any]],
+        momenta: dict[Tensor, Tensor],
+        max_bytes: Callable[[torch.device], int],
     ) -> Iterator[tuple[Bucket, dict[str, Any]]]:
         """Parameters of one group, team and dtype together, in the optimizer's order."""
         for group in groups:
             together: dict[tuple[Any, ...], list[Tensor]] = {}
             for p in (p for p in group["params"] if p in self._members):
                 team = self._members[p].team
-                key = (self._teams.index(team), p.dtype, state[p]["momentum_buffer"].dtype)
+                key = (self._teams.index(team), p.dtype, momenta[p].dtype)
                 together.setdefault(key, []).append(p)
             for params in together.values():
                 yield self._bucket(group, tuple(params), max_bytes(params[0].device)), group
@@ -214,6 +237,10 @@ class Shares:
             team = members[0].team
             self._buckets[key] = Bucket(team, params, made, schedule(made, team.rank), tuple(scales), compute)
         return self._buckets[key]
+
+
+def _few(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks)) if len(ranks) <= 8 else f"{len(ranks)} ranks"
 
 
 def _described(group: dict[str, Any]) -> str:

@@ -36,12 +36,14 @@ class Team:
     def of(cls, device_mesh: DeviceMesh) -> Team:
         """The team of a mesh of any dimension. Collective over the mesh unless that is 1-D or the whole world."""
         ranks = device_mesh.mesh.flatten().tolist()
+        group: dist.ProcessGroup | None
         if device_mesh.ndim == 1:
             group = device_mesh.get_group()
         elif len(ranks) == dist.get_world_size():
-            group = dist.distributed_c10d._get_default_group()
+            group = dist.group.WORLD
         else:
             group = dist.new_group(sorted(ranks), use_local_synchronization=True)
+        assert group is not None
         coordinates = dict(zip(ranks, np.ndindex(*device_mesh.shape), strict=True))
         in_order = tuple(coordinates[rank] for rank in dist.get_process_group_ranks(group))
         cpu = "cpu" in str(dist.get_backend_config(group))
