@@ -293,6 +293,19 @@ def wrong_process_group() -> str:
     raise AssertionError("nothing was raised")
 
 
+def trouble_in_a_part() -> str:
+    """Ranks 0 and 1 disagree about a matrix of their own; what all four share is not stepped either."""
+    pair = Pair(LIES["FSDP"], SHAPES)
+    pair.set_grads(0)
+    part = dist.new_group([0, 1])
+    if dist.get_rank() < 2:
+        own = nn.Parameter(torch.zeros(4, 4))
+        own.grad = torch.ones(4, 4) if dist.get_rank() else None
+        pair.many.add_param_group({"params": [own], "process_group": part})
+    expected = "RanksDisagree" if dist.get_rank() < 2 else "RankFailed"
+    return fails(pair, expected, "parameter 9 has no gradient on ranks [0]")
+
+
 def replicated_dtensors_stay_equal() -> None:
     mesh = LIES["HSDP"].mesh()
     p = nn.Parameter(LIES["HSDP"].put(torch.randn(9, 7, generator=torch.Generator().manual_seed(0)), mesh))

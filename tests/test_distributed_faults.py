@@ -71,6 +71,7 @@ def test_an_absent_rank_and_a_destroyed_group(ranks):
         jobs.two_meshes,
         jobs.one_group_two_grids,
         jobs.an_empty_state_is_loaded,
+        jobs.trouble_in_a_part,
         jobs.replicated_dtensors_stay_equal,
         jobs.grows,
     ],
