@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.nadam import nadam
 
+from .distributed.binding import local
+
 ALGORITHMS = ("adamw", "nadam")
 DEFAULTS: dict[str, Any] = {"algorithm": "adamw", "betas": (0.9, 0.95), "eps": 1e-8}
 """What a `use_muon=False` group gets where it says nothing; lr and weight_decay come from the constructor."""
@@ -50,12 +52,14 @@ def step(
     another dtype is converted.
 
     With `found_inf` set AdamW skips on the device; NAdam, which torch has no fused kernel for, reads the flag first.
+    DTensors are stepped by their local tensors, so that those of several meshes may be in one group.
     """
-    grads = [g.to(p.dtype) for p, g in zip(params, grads, strict=True)]
+    grads = [local(g).to(p.dtype) for p, g in zip(params, grads, strict=True)]
     if grad_scale is not None:
         # torch's kernels would unscale the gradients in place.
         grads = [(g / grad_scale).to(g.dtype) for g in grads]
-    exp_avgs, exp_avg_sqs, steps = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    params = [local(p.detach()) for p in params]
+    exp_avgs, exp_avg_sqs, steps = ([local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     beta1, beta2 = group["betas"]
     on_cuda = params[0].is_cuda
     if group["algorithm"] == "adamw":
@@ -82,7 +86,7 @@ def step(
             grads,
             exp_avgs,
             exp_avg_sqs,
-            [s["mu_product"] for s in states],
+            [local(s["mu_product"]) for s in states],
             steps,
             decoupled_weight_decay=True,
             capturable=on_cuda,

@@ -1,12 +1,12 @@
 """The Newton-Schulz chains, written once against a ProgramBuilder; they know no backend.
 
-Every function takes a wide matrix (rows <= cols; a tall one comes in transposed), already normalised, and `spare`, scratch of
-the same shape. Both are overwritten; the one that is returned holds the result.
+Every function takes a wide matrix (rows <= cols; a tall one comes in transposed), already normalised, and `spare`,
+scratch of the same shape. Both are overwritten; the one that is returned holds the result.
 
-With A = XX^T a step multiplies X by P = aI + bA + cA^2. Where P is formed with its term aI, only one product of a step
-adds a matrix; a is then rounded with P's diagonal, where textbooks add aX in full precision. In float16 the error over the
-zoo of spectra, three presets and two shapes is 0.4 to 1.2 times the textbook's. In bfloat16 it can be three times as large
-on flat spectra, where all rounding errors of the diagonal agree.
+With A = XX^T a step multiplies X by P = aI + bA + cA^2. Where P is formed with its term aI, only one product of a
+step adds a matrix; a is then rounded with P's diagonal, where textbooks add aX in full precision. In float16 the error
+over the zoo of spectra, three presets and two shapes is 0.4 to 1.2 times the textbook's. In bfloat16 it can be three
+times as large on flat spectra, where all rounding errors of the diagonal agree.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import auxiliary
+from .checks import check_common, check_grads, check_muon
 from .coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
+from .distributed.binding import grad_like_param, is_dtensor
+from .distributed.errors import DistributedError
+from .distributed.runtime import Shared, Shares, StateSharding
 from .masters import Masters
 from .matrices import Layout, freeze_layout, split, step_factor
 from .ops import apply, prologue
@@ -19,14 +22,12 @@ from .orthogonalize import (
     DEFAULT_EPS,
     DEFAULT_STEPS,
     Method,
-    NewtonSchulz,
-    check_options,
+    Orthogonalizer,
     default_compute_dtype,
-    polar_factor,
 )
 from .report import parameter_table
 from .scaling import Rule, resolve_rule
-from .workspace import Wave, empty_batch, plan_waves
+from .workspace import Wave, plan_waves
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
 DEFAULT_CPU_WORKSPACE_BYTES = 24 * 2**20
@@ -44,13 +45,21 @@ class _LossScale(NamedTuple):
         return _LossScale(*(None if value is None else value.to(device, non_blocking=True) for value in self))
 
 
-class _Matrix(NamedTuple):
-    """One problem of a step: views of a parameter, its gradient and its momentum, and the rule's factor for lr."""
+class _Bucket(NamedTuple):
+    """Matrices of a step that run together: views of parameter, gradient and momentum, and the rule's factor for lr."""
 
-    param: Tensor
-    grad: Tensor
-    momentum: Tensor
-    scale: float
+    params: list[Tensor]
+    grads: list[Tensor]
+    momenta: list[Tensor]
+    scales: list[float]
+
+    def select(self, order: Sequence[int]) -> _Bucket:
+        return _Bucket(
+            [self.params[i] for i in order],
+            [self.grads[i] for i in order],
+            [self.momenta[i] for i in order],
+            [self.scales[i] for i in order],
+        )
 
 
 class Muon(Optimizer):
@@ -61,9 +70,10 @@ class Muon(Optimizer):
     one optimizer serves a whole model. https://kellerjordan.github.io/posts/muon/
 
     Args:
-        params: 2-D parameters, or groups of them; parameters of any shape in groups with `use_muon=False`. Such a
-            group may hold `algorithm` ("adamw", the default, or "nadam"), `betas` ((0.9, 0.95)), `eps` (1e-8), and
-            `lr` and `weight_decay`, which come from the arguments below if it does not.
+        params: 2-D parameters, or groups of them, or an empty list; parameters of any shape in groups with
+            `use_muon=False`. Such a group may hold `algorithm` ("adamw", the default, or "nadam"), `betas`
+            ((0.9, 0.95)), `eps` (1e-8), and `lr` and `weight_decay`, which come from the arguments below if it does
+            not.
         lr: learning rate; a one-element tensor on the parameters' device is read by the kernels, so that a captured
             CUDA graph follows a scheduler.
         weight_decay: decoupled: p <- (1 - lr * weight_decay) p.
@@ -78,15 +88,22 @@ class Muon(Optimizer):
         method: "auto", "standard", "gram" or "svd"; see `orthogonalize`.
         safety_factor: the norm is taken this much larger.
         compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
-        momentum_dtype: dtype of the momentum buffers; default: that of the gradient.
+        momentum_dtype: dtype of the momentum buffers; default: that of the gradient (of a parameter that several ranks
+            share: its own).
         master_dtype: parameters with fewer bits keep a copy in this dtype ("master" in their state), which is stepped
-            and which they are rounded from, in groups without Muon too; default: they are stepped themselves.
+            and which they are rounded from, in groups without Muon too; default: they are stepped themselves. Not for
+            parameters that several ranks share.
         maximize: ascend instead of descend.
         layout: how a parameter is made of matrices: None for a 2-D one as it is; "flatten" and others for convolutions,
             experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
             parameter of its own.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
             that needs more still runs. Default: 512 MiB, on the CPU 24 MiB.
+        process_group: ranks (a ProcessGroup or a 1-D DeviceMesh) that hold the plain tensors among the parameters, and
+            their gradients, alike (DDP), so that they share the work; also per group. Without it they do not
+            communicate. DTensors (FSDP2, HSDP, tensor parallel) always share it over their own meshes.
+        state_sharding: where the momentum of such plain tensors lies: "match", whole on every rank, or "rows", a
+            DTensor sharded along dimension 0.
 
     Raises:
         TypeError, ValueError: an argument or a group option that is out of its range, by name and value.
@@ -114,6 +131,8 @@ class Muon(Optimizer):
         maximize: bool = False,
         layout: Layout = None,
         max_workspace_bytes: int | None = None,
+        process_group: Shared | None = None,
+        state_sharding: StateSharding = "match",
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -132,13 +151,17 @@ class Muon(Optimizer):
             "maximize": maximize,
             "layout": layout,
         }
-        _check_common(defaults)
-        _check_muon(defaults)
+        check_common(defaults)
+        check_muon(defaults)
         if max_workspace_bytes is not None and max_workspace_bytes <= 0:
             raise ValueError(f"max_workspace_bytes must be > 0, got {max_workspace_bytes}")
         self._max_workspace_bytes = max_workspace_bytes
         self._masters = Masters()
-        super().__init__(params, defaults)
+        self._process_group = process_group
+        self._shares = Shares(state_sharding)
+        # A pipeline stage may have no matrices. A tensor is left for the base class to refuse.
+        given: Any = params if isinstance(params, Tensor) else list(params) or [{"params": []}]
+        super().__init__(given, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`; the group's options and shapes are checked first."""
@@ -147,24 +170,42 @@ class Muon(Optimizer):
         if not group["use_muon"]:
             group = auxiliary.DEFAULTS | group
         options = self.defaults | group
-        _check_common(options)
+        check_common(options)
         if group["use_muon"]:
-            _check_muon(options)
+            check_muon(options)
             group["ns_coefficients"] = freeze_coefficients(options["ns_coefficients"])
             group["layout"] = freeze_layout(options["layout"])
         else:
             auxiliary.check_group(options)
+        shared = group.pop("process_group", self._process_group)
         before = len(self.param_groups)
         super().add_param_group(group)
         try:
             for p in self.param_groups[-1]["params"]:
                 if not p.is_floating_point():
                     raise TypeError(f"parameters must be real floating point, got {p.dtype} for {list(p.shape)}")
-                if group["use_muon"]:
+                if group["use_muon"] and not is_dtensor(p):
                     split(p.detach(), group["layout"])
-        except (TypeError, ValueError):
+            self._add_shared(self.param_groups[-1], shared)
+        except (TypeError, ValueError, DistributedError):
             del self.param_groups[before:]
             raise
+
+    def _add_shared(self, group: dict[str, Any], shared: Shared | None) -> None:
+        """Gives what other ranks hold too a state from the start, so that checkpoints have the same keys everywhere."""
+        if group["master_dtype"] is not None and (shared is not None or any(map(is_dtensor, group["params"]))):
+            raise ValueError(
+                f"master_dtype must be None for parameters that several ranks share, got {group['master_dtype']}"
+            )
+        if not group["use_muon"]:
+            for p in group["params"]:
+                if is_dtensor(p) or shared is not None:
+                    self.state[p].update(auxiliary.init_state(p, group))
+            return
+        first = sum(len(g["params"]) for g in self.param_groups) - len(group["params"])
+        names = group.get("param_names") or [str(first + i) for i in range(len(group["params"]))]
+        self._shares.adopt(group, names, shared)
+        self._shares.momenta([group], self.state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""
@@ -179,7 +220,8 @@ class Muon(Optimizer):
                 group["layout"] = freeze_layout(group["layout"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_max_workspace_bytes": self._max_workspace_bytes}
+        own = ("_max_workspace_bytes", "_process_group", "_shares")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in, and
@@ -212,16 +254,24 @@ class Muon(Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient, or one that does not match its parameter; nothing has been changed.
+            DistributedError: see `muon_kernels.distributed.errors`.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        for group, params in work:
-            _check_grads(params)
-            if group["use_muon"]:
-                _check_muon(group)
+        work = [
+            (group, [p for p in group["params"] if p.grad is not None and p not in self._shares])
+            for group in self.param_groups
+        ]
+
+        def check() -> None:
+            for group, params in work:
+                check_grads(params)
+                if group["use_muon"]:
+                    check_muon(group)
+
+        shared = self._shares.prepare(self.param_groups, self.state, self._workspace_bytes, check)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params in work]
         buckets = [
@@ -238,23 +288,33 @@ class Muon(Optimizer):
                 scale = amp.on(params[0].device)
                 auxiliary.step(
                     targets,
-                    [p.grad for p in params if p.grad is not None],
+                    [grad_like_param(p) for p in params],
                     [self.state[p] for p in params],
                     group,
                     grad_scale=scale.grad_scale,
                     found_inf=scale.found_inf,
                 )
             self._masters.close(params, targets)
+        for bucket_step in shared:
+            scale = amp.on(bucket_step.device)
+            bucket_step.run(scale.grad_scale, scale.found_inf)
         return loss
 
     def explain(self) -> str:
         """A table of the parameters: name or number, shape, algorithm, matrices, the shape's factor for lr, and the
-        reason if `param_groups_for` made the groups."""
-        return parameter_table(self.param_groups, _scale)
+        reason if `param_groups_for` made the groups.
 
-    def _buckets(self, group: dict[str, Any], params: list[Tensor], targets: list[Tensor]) -> list[list[_Matrix]]:
-        """Matrices that run together: equal device and equal dtypes of what is stepped, gradient and momentum."""
-        buckets: dict[tuple[Any, ...], list[_Matrix]] = {}
+        If several ranks share some of them, also where those lie, which ranks of the mesh (or process group) compute
+        them and how ("local", "owner" or "redundant", see `muon_kernels.distributed.plan`), and the KiB that all ranks
+        together send in a step.
+        """
+        shared = self._shares.explain(self.param_groups, self.state, self._workspace_bytes)
+        return parameter_table(self.param_groups, _scale, shared)
+
+    def _buckets(self, group: dict[str, Any], params: list[Tensor], targets: list[Tensor]) -> list[_Bucket]:
+        """Matrices by device and by the dtypes of what is stepped, gradient and momentum."""
+        buckets: dict[tuple[Any, ...], _Bucket] = {}
+        scales: dict[tuple[torch.Size, torch.Size], float] = {}  # few shapes, many parameters
         layout = group["layout"]
         for p, target in zip(params, targets, strict=True):
             grad = p.grad
@@ -268,37 +328,50 @@ class Muon(Optimizer):
                 grad = _ordered_like(target, grad)
                 state["momentum_buffer"] = _ordered_like(target, state["momentum_buffer"])
             momentum = state["momentum_buffer"]
-            if p.numel():
-                views = (split(t, layout) for t in (target, grad, momentum))
-                key = (p.device, target.dtype, grad.dtype, momentum.dtype)
-                buckets.setdefault(key, []).extend(
-                    _Matrix(a, b, c, _scale(group, p, a.shape)) for a, b, c in zip(*views, strict=True)
-                )
+            if not p.numel():
+                continue
+            key = (p.device, target.dtype, grad.dtype, momentum.dtype)
+            bucket = buckets.get(key)
+            if bucket is None:
+                bucket = buckets[key] = _Bucket([], [], [], [])
+            views = split(target, layout)
+            bucket.params.extend(views)
+            bucket.grads.extend(split(grad, layout))
+            bucket.momenta.extend(split(momentum, layout))
+            for matrix in views:
+                shapes = (p.shape, matrix.shape)
+                if shapes not in scales:
+                    scales[shapes] = _scale(group, p, matrix.shape)
+                bucket.scales.append(scales[shapes])
         return list(buckets.values())
 
-    def _step_bucket(self, group: dict[str, Any], bucket: list[_Matrix], amp: _LossScale) -> None:
-        device = bucket[0].param.device
+    def _step_bucket(self, group: dict[str, Any], bucket: _Bucket, amp: _LossScale) -> None:
+        device = bucket.params[0].device
         compute = group["compute_dtype"] or default_compute_dtype(device)
-        shapes = tuple((m.param.shape[0], m.param.shape[1]) for m in bucket)
-        default_bytes = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
-        for wave in plan_waves(shapes, compute.itemsize, self._max_workspace_bytes or default_bytes):
-            self._step_wave(group, [bucket[i] for i in wave.order], wave, compute, amp.on(device))
+        shapes = tuple((p.shape[0], p.shape[1]) for p in bucket.params)
+        for wave in plan_waves(shapes, compute.itemsize, self._workspace_bytes(device)):
+            self._step_wave(group, bucket.select(wave.order), wave, compute, amp.on(device))
+
+    def _workspace_bytes(self, device: torch.device) -> int:
+        default = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
+        return self._max_workspace_bytes or default
 
     def _step_wave(
-        self, group: dict[str, Any], matrices: list[_Matrix], wave: Wave, compute: torch.dtype, amp: _LossScale
+        self, group: dict[str, Any], matrices: _Bucket, wave: Wave, compute: torch.dtype, amp: _LossScale
     ) -> None:
-        device = matrices[0].param.device
-        if group["method"] == "svd":
-            problems = [empty_batch(*extents, compute, device) for extents in wave.groups]
-        else:
-            rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
-            chain = NewtonSchulz(wave.groups, rows, method=group["method"], compute_dtype=compute, device=device)
-            problems = chain.inputs
-        sumsq = torch.empty(len(matrices), dtype=torch.float64, device=device)
+        device = matrices.params[0].device
+        chain = Orthogonalizer(
+            wave.groups,
+            resolve_coefficients(group["ns_coefficients"], group["ns_steps"]),
+            method=group["method"],
+            compute_dtype=compute,
+            device=device,
+        )
+        sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=device)
         prologue(
-            [m.grad for m in matrices],
-            [m.momentum for m in matrices],
-            _unbind(problems),
+            matrices.grads,
+            matrices.momenta,
+            _unbind(chain.inputs),
             sumsq,
             momentum=group["momentum"],
             nesterov=group["nesterov"],
@@ -306,17 +379,14 @@ class Muon(Optimizer):
             grad_scale=amp.grad_scale,
             found_inf=amp.found_inf,
         )
-        if group["method"] == "svd":
-            orthogonal = [polar_factor(x) for x in problems]
-        else:
-            orthogonal = chain.run(problems, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
+        orthogonal = chain.run(chain.inputs, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
         lr = group["lr"]
         apply(
-            [m.param for m in matrices],
+            matrices.params,
             _unbind(orthogonal),
             lr=lr.to(device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
             weight_decay=group["weight_decay"],
-            scales=[m.scale for m in matrices],
+            scales=matrices.scales,
             found_inf=amp.found_inf,
         )
 
@@ -335,50 +405,3 @@ def _ordered_like(p: Tensor, tensor: Tensor) -> Tensor:
         return tensor
     ordered = torch.empty_like(p, dtype=tensor.dtype, memory_format=torch.preserve_format)
     return tensor if ordered.stride() == tensor.stride() else ordered.copy_(tensor)
-
-
-def _check_common(options: dict[str, Any]) -> None:
-    lr = options["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
-    for name in ("lr", "weight_decay"):
-        # A tensor on a device is not read here: that would wait for the device.
-        value = options[name]
-        if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
-            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
-    _check_dtype("master_dtype", options["master_dtype"])
-
-
-def _check_muon(options: dict[str, Any]) -> None:
-    if not 0.0 <= options["momentum"] < 1.0:
-        raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
-    resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
-    resolve_rule(options["adjust_lr_fn"])
-    freeze_layout(options["layout"])
-    check_options(
-        options["method"],
-        options["eps"],
-        options["safety_factor"],
-        options["compute_dtype"] or torch.float32,
-    )
-    _check_dtype("momentum_dtype", options["momentum_dtype"])
-
-
-def _check_dtype(name: str, dtype: torch.dtype | None) -> None:
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"{name} must be None or a floating dtype, got {dtype}")
-
-
-def _check_grads(params: list[Tensor]) -> None:
-    for p in params:
-        grad = p.grad
-        assert grad is not None
-        if grad.layout != torch.strided:
-            raise RuntimeError(f"Muon does not support sparse gradients, got {grad.layout} for shape {list(p.shape)}")
-        if not grad.is_floating_point():
-            raise RuntimeError(f"gradients must be real floating point, got {grad.dtype} for shape {list(p.shape)}")
-        if grad.shape != p.shape or grad.device != p.device:
-            raise RuntimeError(
-                f"a gradient must match its parameter ({list(p.shape)} on {p.device}), "
-                f"got {list(grad.shape)} on {grad.device}"
-            )

@@ -13,6 +13,7 @@ from .chain import gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
 from .ops import chains, normalize
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
+from .workspace import empty_batch
 
 Method = Literal["auto", "standard", "gram", "svd"]
 METHODS = get_args(Method)
@@ -70,25 +71,22 @@ def orthogonalize(
     if G.numel() == 0:
         return out
     matrices = G.reshape(-1, *G.shape[-2:])
-    if method == "svd":
-        result = polar_factor(matrices)
-    else:
-        sumsq = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float64).square()
-        groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
-        chain = NewtonSchulz(groups, rows, method=method, compute_dtype=compute, device=G.device)
-        (result,) = chain.run([matrices], sumsq, eps=eps, safety_factor=safety_factor)
+    sumsq = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float64).square()
+    groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
+    chain = Orthogonalizer(groups, rows, method=method, compute_dtype=compute, device=G.device)
+    (result,) = chain.run([matrices], sumsq, eps=eps, safety_factor=safety_factor)
     out.view(matrices.shape).copy_(result)
     return out
 
 
-class NewtonSchulz:
+class Orthogonalizer:
     """The chains of one wave: scratch memory, and the program that runs on it. `orthogonalize` and `Muon` share it.
 
     Args:
         groups: (count, rows, cols) of each batch of matrices; every number at least 1.
         rows: resolved coefficients, one (a, b, c) a step.
-        method: "auto", "standard" or "gram".
-        compute_dtype: dtype of the scratch memory and of the result.
+        method: see `orthogonalize`.
+        compute_dtype: dtype of the scratch memory and of the result (of "svd": float32 or float64).
 
     Attributes:
         inputs: one [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
@@ -104,10 +102,14 @@ class NewtonSchulz:
         compute_dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype)
-        self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
-        raw = self._workspace.view(torch.bfloat16) if compute_dtype == torch.float16 else self._workspace
-        self.inputs = [view(raw, buffer) for buffer in self._plan.spare]
+        raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
+        self._plan: _Plan | None = None
+        if method == "svd":
+            self.inputs = [empty_batch(*group, raw_dtype, device) for group in groups]
+        else:
+            self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype)
+            self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
+            self.inputs = [view(self._workspace.view(raw_dtype), buffer) for buffer in self._plan.spare]
 
     def run(self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float) -> list[Tensor]:
         """Orthogonalises `matrices`, a problem list in the order and of the shapes of the groups.
@@ -116,8 +118,10 @@ class NewtonSchulz:
             sumsq: float64 [total number of matrices], their squared Frobenius norms.
 
         Returns:
-            A problem list like `matrices` in shape, of compute_dtype: views of the scratch memory.
+            A problem list like `matrices` in shape; views of the scratch memory.
         """
+        if self._plan is None:
+            return [polar_factor(x) for x in matrices]
         xs = [view(self._workspace, buffer) for buffer in self._plan.normalised]
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
         chains(self._workspace, self._plan.program)
@@ -143,11 +147,11 @@ def _plan(
         build.chain(count)
         first = len(build.buffers)
         x, spare = (build.buffer(height, width) for _ in range(2))
-        wide = [operand.mT if height > width else operand for operand in (x, spare)]
+        wide, wide_spare = (x.mT, spare.mT) if height > width else (x, spare)
         if resolve_method(method, height, width, len(rows), compute_dtype) == "gram":
-            result = gram_chain(build, *wide, rows)
+            result = gram_chain(build, wide, wide_spare, rows)
         else:
-            result = standard_chain(build, *wide, rows, whole_factor=compute_dtype != torch.bfloat16)
+            result = standard_chain(build, wide, wide_spare, rows, whole_factor=compute_dtype != torch.bfloat16)
         buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)
         chosen.append(tuple(tuple(buffers[operand.buffer]) for operand in (x, spare, result)))
     return _Plan(build.build(), *zip(*chosen, strict=True))

@@ -1,8 +1,8 @@
 """Chains of products as data: what runs on which part of one workspace, in which order.
 
 A chain is a list of products for a batch of matrices of one shape; products of one chain follow each other, chains are
-independent. A program is all chains of one wave as flat lists of numbers, so that it can be built once for given shapes,
-passes through torch.library, and a backend may run it as it likes: product by product, or in one launch.
+independent. A program is all chains of one wave as flat lists of numbers, so that it can be built once for given
+shapes, passes through torch.library, and a backend may run it as it likes: chain by chain, or all side by side.
 """
 
 from __future__ import annotations

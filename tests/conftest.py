@@ -4,6 +4,7 @@ import zlib
 
 import pytest
 import torch
+from distributed_pool import Pool
 
 
 def pytest_collection_modifyitems(items):
@@ -24,3 +25,18 @@ def _fresh_random_state(request):
 @pytest.fixture(autouse=True)
 def _no_backend_from_the_environment(monkeypatch):
     monkeypatch.delenv("MUON_KERNELS_BACKEND", raising=False)
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """`ranks(world)`: that many processes with gloo, started when they are first asked for."""
+    pools = {}
+
+    def pool(world):
+        if world not in pools:
+            pools[world] = Pool(world, str(tmp_path_factory.mktemp("rendezvous") / "file"))
+        return pools[world]
+
+    yield pool
+    for started in pools.values():
+        started.close()

@@ -7,7 +7,7 @@ from muon_kernels import ops, orthogonalize, use_backend
 from muon_kernels.backends import cuda_products
 from muon_kernels.backends.products import one_by_one
 from muon_kernels.coefficients import resolve_coefficients
-from muon_kernels.orthogonalize import NewtonSchulz
+from muon_kernels.orthogonalize import Orthogonalizer
 from muon_kernels.program import view
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, poison, polynomial_oracle
 
@@ -31,7 +31,7 @@ def on_hopper():
 
 def filled(groups, method, dtype, rows="original"):
     """A chain whose X are normalised random matrices, everything else NaN; and the function that fills it again."""
-    chain = NewtonSchulz(
+    chain = Orthogonalizer(
         groups, resolve_coefficients(rows, 5), method=method, compute_dtype=dtype, device=torch.device("cuda")
     )
     xs = [torch.randn(*group, device="cuda") for group in groups]

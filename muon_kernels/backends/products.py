@@ -36,7 +36,7 @@ def one_by_one(symm_gemm: Op, gemm_add: Op) -> Op:
         for (signature, factors), group in groupby(alike, key=lambda chain: (chain.products, chain.scalars)):
             members = list(group)
             for (symmetric, *codes), (alpha, beta, delta) in zip(signature, factors, strict=True):
-                a, b, c, out = (sum((m.operand(code) for m in members), []) for code in codes)
+                a, b, c, out = ([t for m in members for t in m.operand(code)] for code in codes)
                 if symmetric:
                     symm_gemm(a, b, c, out, alpha=alpha, beta=beta, delta=delta)
                 else:

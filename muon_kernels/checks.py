@@ -1,0 +1,61 @@
+"""What a group of `Muon` may hold, and what a gradient must be like."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .coefficients import resolve_coefficients
+from .matrices import freeze_layout
+from .orthogonalize import check_options
+from .scaling import resolve_rule
+
+
+def check_common(options: dict[str, Any]) -> None:
+    lr = options["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
+    for name in ("lr", "weight_decay"):
+        # A tensor on a device is not read here: that would wait for the device.
+        value = options[name]
+        if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
+            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+    _check_dtype("master_dtype", options["master_dtype"])
+
+
+def check_muon(options: dict[str, Any]) -> None:
+    if not 0.0 <= options["momentum"] < 1.0:
+        raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
+    resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
+    resolve_rule(options["adjust_lr_fn"])
+    freeze_layout(options["layout"])
+    check_options(
+        options["method"],
+        options["eps"],
+        options["safety_factor"],
+        options["compute_dtype"] or torch.float32,
+    )
+    _check_dtype("momentum_dtype", options["momentum_dtype"])
+
+
+def _check_dtype(name: str, dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{name} must be None or a floating dtype, got {dtype}")
+
+
+def check_grads(params: list[Tensor]) -> None:
+    for p in params:
+        grad = p.grad
+        assert grad is not None
+        if grad.layout is not torch.strided:
+            raise RuntimeError(f"Muon does not support sparse gradients, got {grad.layout} for shape {list(p.shape)}")
+        if not grad.is_floating_point():
+            raise RuntimeError(f"gradients must be real floating point, got {grad.dtype} for shape {list(p.shape)}")
+        if grad.shape != p.shape or grad.device != p.device:
+            raise RuntimeError(
+                f"a gradient must match its parameter ({list(p.shape)} on {p.device}), "
+                f"got {list(grad.shape)} on {grad.device}"
+            )

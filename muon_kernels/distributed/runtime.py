@@ -1,0 +1,253 @@
+"""What an optimizer keeps of the parameters that it shares with other processes, and how it steps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..coefficients import resolve_coefficients
+from ..matrices import step_factor
+from ..orthogonalize import default_compute_dtype
+from ..scaling import resolve_rule
+from .binding import Member, bind, check_tensors, is_dtensor, lies_as, new_momentum, parts
+from .costs import HARDWARE
+from .errors import DistributedError
+from .exchange import schedule
+from .plan import DEFAULT_WAVE_BYTES, plan
+from .roll_call import Note, roll_call
+from .step import Bucket, BucketStep
+from .team import Team
+from .traffic import moved
+
+Shared = dist.ProcessGroup | DeviceMesh
+StateSharding = Literal["match", "rows"]
+
+AGREED = (
+    "lr",
+    "weight_decay",
+    "momentum",
+    "nesterov",
+    "ns_coefficients",
+    "eps",
+    "ns_steps",
+    "adjust_lr_fn",
+    "method",
+    "safety_factor",
+    "compute_dtype",
+    "momentum_dtype",
+    "maximize",
+)
+"""The options of a group that all ranks must agree on, besides the dtype of its parameters."""
+
+
+class Shares:
+    """The parameters of an optimizer that several ranks hold: DTensors, and plain tensors of a process group.
+
+    Args:
+        state_sharding: where the momentum of a plain tensor lies: "match", whole on every rank, or "rows", sharded
+            along its dimension 0. That of a DTensor lies as the DTensor does.
+    """
+
+    def __init__(self, state_sharding: StateSharding) -> None:
+        if state_sharding not in ("match", "rows"):
+            raise ValueError(f"state_sharding must be 'match' or 'rows', got {state_sharding!r}")
+        self._row_state = state_sharding == "rows"
+        self._members: dict[Tensor, Member] = {}
+        self._teams: list[Team] = []
+        self._lines: dict[dist.ProcessGroup, DeviceMesh] = {}
+        self._buckets: dict[Any, Bucket] = {}
+
+    def __contains__(self, param: Tensor) -> bool:
+        return param in self._members
+
+    def adopt(self, group: dict[str, Any], names: Sequence[str], shared: Shared | None) -> None:
+        """Takes over those parameters of a group that several ranks hold.
+
+        Args:
+            group: with options filled in.
+            names: of its parameters.
+            shared: the ranks that hold the plain tensors among them alike, gradients included.
+
+        Raises:
+            ValueError, UnsupportedPlacement: a parameter that nobody could step; none has been taken then.
+        """
+        members = {}
+        for p, name in zip(group["params"], names, strict=True):
+            if is_dtensor(p):
+                members[p] = bind(p, name, group["layout"], self._team(p.device_mesh), row_state=False)
+            elif shared is not None:
+                members[p] = bind(
+                    p, name, group["layout"], self._team(self._line(shared, p)), row_state=self._row_state
+                )
+        self._members |= members
+
+    def momenta(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> dict[Tensor, Tensor]:
+        """The momenta of what was adopted. One that `state` lacks, at first or after a checkpoint, becomes zero."""
+        found = {}
+        for group in groups:
+            for p in (p for p in group["params"] if p in self._members):
+                if "momentum_buffer" not in state[p]:
+                    state[p]["momentum_buffer"] = new_momentum(p, self._members[p], group["momentum_dtype"])
+                found[p] = state[p]["momentum_buffer"]
+        return found
+
+    def prepare(
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: dict[Tensor, Any],
+        max_bytes: Callable[[torch.device], int],
+        check: Callable[[], None],
+    ) -> list[BucketStep]:
+        """Checks all that a step needs, on every rank, before anything changes; returns what is to be run.
+
+        Args:
+            groups: the optimizer's, with at least the parameters that were adopted.
+            state: the optimizer's.
+            max_bytes: bound on scratch memory, by device.
+            check: raises if what the optimizer steps without other ranks is wrong.
+
+        Raises:
+            RankFailed, RanksDisagree, CollectiveFailed: as in `roll_call`; an error of `check` becomes RankFailed.
+        """
+        if not self._members:
+            check()
+            return []
+        momenta = self.momenta(groups, state)
+        failure: Exception | None = None
+        buckets: list[tuple[Bucket, dict[str, Any]]] = []
+        try:
+            check()
+            for p, momentum in momenta.items():
+                check_tensors(p, self._members[p], momentum)
+            buckets = list(self._planned(groups, momenta, max_bytes))
+        except (RuntimeError, TypeError, ValueError) as error:
+            failure = error
+        heard: DistributedError | None = None
+        present: dict[Tensor, bool] = {}
+        # Small teams first: what goes wrong there is told to the larger ones that their ranks are part of.
+        in_use = [team for team in self._teams if any(member.team is team for member in self._members.values())]
+        for team in sorted(in_use, key=lambda t: t.size):
+            mine = [(b, group) for b, group in buckets if b.team is team]
+            params = [p for b, _ in mine for p in b.params]
+            note = Note(
+                tuple(self._members[p].parameter for p in params),
+                "; ".join(f"{_described(group)}, {b.params[0].dtype}" for b, group in mine),
+                str([b.plan.digest for b, _ in mine]),
+                tuple(p.grad is not None for p in params),
+                f"{type(failure).__name__}: {failure}" if failure else "",
+            )
+            try:
+                present |= dict(zip(params, roll_call(team, note), strict=True))
+            except DistributedError as error:
+                heard = heard or error
+                failure = failure or error
+        if heard is not None:
+            raise heard from (failure if failure is not heard else heard.__cause__)
+        return [
+            BucketStep(
+                bucket,
+                group,
+                [parts(p, self._members[p], momenta[p], present[p]) for p in bucket.params],
+                max_bytes(bucket.params[0].device),
+            )
+            for bucket, group in buckets
+            if bucket.waves and any(present[p] for p in bucket.params)
+        ]
+
+    def explain(
+        self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], max_bytes: Callable[[torch.device], int]
+    ) -> dict[Tensor, tuple[str, str, str]]:
+        """For every parameter that is shared: where it lies, which ranks of its team compute it, and the KiB that all
+        ranks together send for it in a step. Communicates nothing."""
+        found = {}
+        for bucket, _ in self._planned(groups, self.momenta(groups, state), max_bytes):
+            made, size = bucket.plan, bucket.plan.element_size
+            for i, p in enumerate(bucket.params):
+                assignments = [a for a in made.assignments if a.parameter == i]
+                kinds = {a.kind for a in assignments}
+                owners = sorted({rank for a in assignments for rank in made.owners(a)})
+                sent = sum(int(moved(made, a)[:, 0].sum()) for a in assignments) * size
+                lies = ", ".join(lies_as(p)) or "replicated"
+                found[p] = (
+                    f"{lies} on {'x'.join(map(str, made.mesh.shape))}",
+                    f"{'/'.join(sorted(kinds))} {_few(owners)}",
+                    f"{sent / 1024:.4g}",
+                )
+        return found
+
+    def _team(self, mesh: DeviceMesh) -> Team:
+        for team in self._teams:
+            if mesh == team.device_mesh:
+                return team
+        self._teams.append(Team.of(mesh))
+        return self._teams[-1]
+
+    def _line(self, shared: Shared, param: Tensor) -> DeviceMesh:
+        """The ranks that hold a plain tensor alike, as a mesh."""
+        if isinstance(shared, DeviceMesh) and shared.ndim == 1:
+            return shared
+        if not isinstance(shared, dist.ProcessGroup):
+            raise ValueError(f"process_group must be a ProcessGroup or a 1-D DeviceMesh, got {shared!r}")
+        if shared not in self._lines:
+            self._lines[shared] = DeviceMesh.from_group(shared, param.device.type)
+        return self._lines[shared]
+
+    def _planned(
+        self,
+        groups: Sequence[dict[str, Any]],
+        momenta: dict[Tensor, Tensor],
+        max_bytes: Callable[[torch.device], int],
+    ) -> Iterator[tuple[Bucket, dict[str, Any]]]:
+        """Parameters of one group, team and dtype together, in the optimizer's order."""
+        for group in groups:
+            together: dict[tuple[Any, ...], list[Tensor]] = {}
+            for p in (p for p in group["params"] if p in self._members):
+                team = self._members[p].team
+                key = (self._teams.index(team), p.dtype, momenta[p].dtype)
+                together.setdefault(key, []).append(p)
+            for params in together.values():
+                yield self._bucket(group, tuple(params), max_bytes(params[0].device)), group
+
+    def _bucket(self, group: dict[str, Any], params: tuple[Tensor, ...], max_bytes: int) -> Bucket:
+        steps = len(resolve_coefficients(group["ns_coefficients"], group["ns_steps"]))
+        device = params[0].device
+        compute = group["compute_dtype"] or default_compute_dtype(device)
+        key = (*map(id, params), steps, compute, group["adjust_lr_fn"], max_bytes)
+        if key not in self._buckets:
+            members = [self._members[p] for p in params]
+            made = plan(
+                members[0].team.mesh,
+                [member.parameter for member in members],
+                steps=steps,
+                element_size=compute.itemsize,
+                hardware=HARDWARE.get(device.type, HARDWARE["cuda"]),
+                # Two waves are under way at a time, each with a buffer that is sent and one that is received.
+                wave_bytes=min(DEFAULT_WAVE_BYTES, -(-max_bytes // 4)),
+            )
+            rule = resolve_rule(group["adjust_lr_fn"])
+            scales = [
+                rule((a.matrix.rows, a.matrix.cols)) * step_factor(params[a.parameter].shape, group["layout"])
+                for a in made.assignments
+            ]
+            team = members[0].team
+            self._buckets[key] = Bucket(team, params, made, schedule(made, team.rank), tuple(scales), compute)
+        return self._buckets[key]
+
+
+def _few(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks)) if len(ranks) <= 8 else f"{len(ranks)} ranks"
+
+
+def _described(group: dict[str, Any]) -> str:
+    """What ranks must agree on, as text; a tensor on a device is not read."""
+    values = ((name, group[name]) for name in AGREED)
+    return ", ".join(
+        f"{name}={v.item() if isinstance(v, Tensor) and v.is_cpu else getattr(v, '__name__', v)}"
+        for name, v in values
+        if not isinstance(v, Tensor) or v.is_cpu
+    )
