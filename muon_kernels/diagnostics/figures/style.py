@@ -1,0 +1,79 @@
+"""Colours and file formats that all figures share. Colours are told apart by colour-blind readers; so are markers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+
+class Line(NamedTuple):
+    """How a curve is drawn."""
+
+    color: str
+    marker: str = "o"
+    dashes: str = "-"
+
+
+# Okabe and Ito, https://jfly.uni-koeln.de/color/.
+LINES = {
+    "Muon": Line("#D55E00", "s"),
+    "Adam": Line("#0072B2", "o"),
+    "AdamW": Line("#0072B2", "o"),
+    "SGD": Line("#009E73", "^"),
+}
+"""Every optimizer looks the same in every figure."""
+
+CYCLE = (
+    Line("#0072B2", "o", "-"),
+    Line("#D55E00", "s", "--"),
+    Line("#009E73", "^", "-."),
+    Line("#CC79A7", "D", ":"),
+    Line("#E69F00", "v", "-"),
+    Line("#56B4E9", "P", "--"),
+    Line("#000000", "X", "-."),
+)
+
+FAMILIES = {"width": "Blues", "depth": "Reds", "rate": "Oranges", "other": "viridis"}
+"""Colour map of a family of curves, by what changes within it."""
+
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def line(label: str, position: int) -> Line:
+    """The style of an optimizer by name, of anything else by its position in the figure."""
+    return LINES.get(label, CYCLE[position % len(CYCLE)])
+
+
+def family_colors(count: int, family: str) -> list[tuple[float, float, float, float]]:
+    """`count` colours from light to dark; the lightest part of the map, which paper swallows, is left out."""
+    colormap = colormaps[FAMILIES[family]]
+    low, high = (0.0, 0.85) if FAMILIES[family] == "viridis" else (0.35, 1.0)
+    return [tuple(colormap(x)) for x in np.linspace(low, high, max(count, 2))][-count:]
+
+
+def powers_of_two(axes: Axes, values: list[int], which: str) -> None:
+    """A log2 axis ("x" or "y") that names the given values as powers."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=2)
+    axis.set_ticks(values, [f"$2^{{{v.bit_length() - 1}}}$" if v.bit_count() == 1 else str(v) for v in values])
+    axis.set_minor_locator(NullLocator())
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
+    """Writes a figure as PNG, PDF or SVG, by the path's ending; the folder is made.
+
+    Raises:
+        ValueError: another ending.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"path must end in one of {', '.join(FORMATS)}, got {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    return path
