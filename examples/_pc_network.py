@@ -31,9 +31,9 @@ class Penalties:
 class PCNetwork(nn.Module):
     """`hidden` layers of `width` between `inputs` and `outputs`: L = hidden + 1 matrices, no biases.
 
-    Parametrisations: "sp" has a_l = 1 and weights of variance 1 / fan_in; "orthogonal" has a_l = 1 and orthogonal
-    weights, times 1.05 for tanh; "mupc" has standard normal weights and a_1 = 1 / sqrt(inputs), a_L = 1 / width and
-    a_l = 1 / sqrt(width) between (with skips 1 / sqrt(width L)): with backpropagation, Depth-muP.
+    Parametrisations: "sp" has a_l = 1 and weights uniform within 1 / sqrt(fan_in), as torch's layers; "orthogonal" has
+    a_l = 1 and orthogonal weights, times 1.05 for tanh; "mupc" has standard normal weights and a_1 = 1 / sqrt(inputs),
+    a_L = 1 / width and a_l = 1 / sqrt(width) between (with skips 1 / sqrt(width L)): with backpropagation, Depth-muP.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class PCNetwork(nn.Module):
         self.activation, self.skips, self.width = activation, skips, width
         sizes = [inputs, *[width] * hidden, outputs]
         generator = torch.Generator().manual_seed(seed)
-        weights = [torch.randn(rows, cols, generator=generator) for cols, rows in itertools.pairwise(sizes)]
+        draw = torch.randn if parametrisation != "sp" else torch.rand
+        weights = [draw(rows, cols, generator=generator) for cols, rows in itertools.pairwise(sizes)]
         if parametrisation == "sp":
-            weights = [w / math.sqrt(w.shape[1]) for w in weights]
+            weights = [(2 * w - 1) / math.sqrt(w.shape[1]) for w in weights]
         elif parametrisation == "orthogonal":
             weights = [_orthogonal(w) * (1.05 if activation == "tanh" else 1.0) for w in weights]
         self.weights = nn.ParameterList(weights)

@@ -100,7 +100,7 @@ def test_parametrisations() -> None:
     assert nets["sp"].scales == nets["orthogonal"].scales == [1.0] * 5
     for i, fan_in in enumerate((30, 200, 200, 200, 200)):
         assert nets["mupc"].weights[i].std().item() == pytest.approx(1, rel=0.1)
-        assert nets["sp"].weights[i].std().item() == pytest.approx(fan_in**-0.5, rel=0.1)
+        assert nets["sp"].weights[i].std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.1)
         singular = torch.linalg.svdvals(nets["orthogonal"].weights[i])
         torch.testing.assert_close(singular, torch.full_like(singular, 1.05))
     assert PCNetwork(30, 200, 4, 10, skips=False).scales[1] == pytest.approx(200**-0.5)

@@ -5,9 +5,9 @@ Functions named draw_* draw into axes or a place that they are given; the others
 
 from .curves import Curve, curves, draw_curves, draw_mean_std
 from .histograms import draw_spectrum_slice, spectrum_slice
-from .maps import draw_rate_contour, phase_map
+from .maps import draw_phase_map, draw_rate_contour, phase_map
 from .structures import projections, random_symmetric, save_structure_animation, structure_gallery
-from .style import LINES, Line, family_colors, line, powers_of_two, save
+from .style import LINES, Line, family_colors, line, log_y, powers_of_two, save
 from .weights import draw_weight_grid
 
 __all__ = [
@@ -17,11 +17,13 @@ __all__ = [
     "curves",
     "draw_curves",
     "draw_mean_std",
+    "draw_phase_map",
     "draw_rate_contour",
     "draw_spectrum_slice",
     "draw_weight_grid",
     "family_colors",
     "line",
+    "log_y",
     "phase_map",
     "powers_of_two",
     "projections",

@@ -34,12 +34,12 @@ def draw_spectrum_slice(
     for i, (label, v, color) in enumerate(zip(spectra, values, family_colors(len(values), family), strict=True)):
         # Light ones lie on top: along a family spectra widen, and the wide ones would hide the narrow.
         shares, order = np.full(v.size, 1 / v.size), 2 + len(values) - i
-        axes.hist(v, edges, weights=shares, color=color, alpha=0.75, label=label, zorder=order)
+        axes.hist(v, edges, weights=shares, color=color, alpha=0.45, label=label, zorder=order)
         axes.hist(v, edges, weights=shares, color=color, histtype="step", linewidth=1.5, zorder=order)
     axes.set_yscale("log")
     axes.set_xlabel(x_label)
     axes.set_ylabel("Density (log)")
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9).set_zorder(2 + len(values) + 1)
 
 
 def spectrum_slice(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,9 +13,19 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+Table = Sequence[Sequence[float]] | np.ndarray
 
-def phase_map(
-    table: Sequence[Sequence[float]] | np.ndarray,
+
+def phase_map(table: Table, widths: Sequence[int], depths: Sequence[int], *, label: str, **options: Any) -> Figure:
+    """`draw_phase_map` as a figure of its own."""
+    figure = Figure(figsize=(1.6 + 0.72 * max(4, len(depths)), 1.2 + 0.6 * max(4, len(widths))), layout="constrained")
+    draw_phase_map(figure.add_subplot(), table, widths, depths, label=label, **options)
+    return figure
+
+
+def draw_phase_map(
+    axes: Axes,
+    table: Table,
     widths: Sequence[int],
     depths: Sequence[int],
     *,
@@ -22,7 +33,7 @@ def phase_map(
     title: str = "",
     log: bool = True,
     limits: tuple[float, float] | None = None,
-) -> Figure:
+) -> None:
     """A quantity over width (up) and depth (right), one cell a measurement, in the colours of inferno.
 
     Args:
@@ -40,8 +51,6 @@ def phase_map(
     shown = np.ma.masked_invalid(values)
     shown = np.ma.masked_less_equal(shown, 0) if log else shown
     low, high = limits or (shown.min(), shown.max())
-    figure = Figure(figsize=(1.6 + 0.72 * max(4, len(depths)), 1.2 + 0.6 * max(4, len(widths))), layout="constrained")
-    axes = figure.add_subplot()
     colormap = colormaps["inferno"].with_extremes(bad="0.8")
     norm = LogNorm(low, high) if log else Normalize(low, high)
     image = axes.imshow(shown, origin="lower", cmap=colormap, norm=norm, interpolation="nearest", aspect="auto")
@@ -50,16 +59,15 @@ def phase_map(
     axes.set_xlabel("Depth H", fontsize=12)
     axes.set_ylabel("Width N", fontsize=12)
     axes.set_title(title, fontsize=13)
-    figure.colorbar(image, ax=axes, label=label)
+    axes.figure.colorbar(image, ax=axes, label=label)
     for (row, column), value in np.ma.ndenumerate(shown):
         dark = norm(value) < 0.6
         axes.text(column, row, _short(value), ha="center", va="center", color="w" if dark else "k", fontsize=9)
-    return figure
 
 
 def draw_rate_contour(
     axes: Axes,
-    table: Sequence[Sequence[float]] | np.ndarray,
+    table: Table,
     x: Sequence[float],
     y: Sequence[float],
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 
 class Line(NamedTuple):
@@ -63,6 +64,18 @@ def powers_of_two(axes: Axes, values: list[int], which: str) -> None:
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=2)
     axis.set_ticks(values, [f"$2^{{{v.bit_length() - 1}}}$" if v.bit_count() == 1 else str(v) for v in values])
     axis.set_minor_locator(NullLocator())
+
+
+def log_y(axes: Axes, span: float = 4.0) -> None:
+    """A log y axis that covers at least a factor of `span`, so that what hardly changes looks like it."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / low < span:
+        middle = math.sqrt(low * high)
+        axes.set_ylim(middle / math.sqrt(span), middle * math.sqrt(span))
+    if high / low < 10:
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:.2g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.2g}"))
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
