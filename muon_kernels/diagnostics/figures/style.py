@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 
 class Line(NamedTuple):
@@ -73,9 +73,10 @@ def log_y(axes: Axes, span: float = 4.0) -> None:
     if high / low < span:
         middle = math.sqrt(low * high)
         axes.set_ylim(middle / math.sqrt(span), middle * math.sqrt(span))
-    if high / low < 10:
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:.2g}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.2g}"))
+    if high / low < 100:
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(FuncFormatter(lambda y, _: f"{y:.2g}"))
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
