@@ -41,7 +41,7 @@ class Experiment:
         self._results = self.folder / "results.jsonl"
         about = {
             "command": shlex.join(["python", *sys.argv]),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
             "versions": {"muon_kernels": muon_kernels.__version__, "torch": torch.__version__},
         }
         (self.folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -50,14 +50,17 @@ class Experiment:
             torch.set_num_threads(1)
 
     def measure(self, cells: Sequence[Cell], run: Callable[[Cell], Row], what: str) -> list[Row]:
-        """The rows of all cells, in their order; those not yet in the file are run, and written one by one."""
+        """The rows of all cells, in their order; those not yet in the file are run, and written one by one.
+
+        JSON has no infinity and no NaN: `run` returns None in their place.
+        """
         done = {_key(row["cell"]): row for row in self._read()}
         with tqdm(total=len(cells), desc=what, unit="run") as bar:
             for cell in cells:
                 if _key(cell) not in done:
                     row = {"cell": cell, "result": run(cell)}
                     with self._results.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                        file.write(json.dumps(row, allow_nan=False) + "\n")
                     done[_key(cell)] = row
                 bar.update()
         return [done[_key(cell)]["cell"] | done[_key(cell)]["result"] for cell in cells]

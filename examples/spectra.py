@@ -3,6 +3,7 @@
 See docs/spectra.md.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -183,7 +184,9 @@ def train(cell: Cell, split: Split) -> Row:
             for record in monitor.records:
                 if record["parameter"] == "1":
                     for statistic in STATISTICS:
-                        row[f"{record['quantity']} {statistic}"].append(record[statistic])
+                        value = float(record[statistic])
+                        # None: a singular matrix has no condition number to draw.
+                        row[f"{record['quantity']} {statistic}"].append(value if math.isfinite(value) else None)
     monitor.close()
     return row
 
@@ -264,7 +267,9 @@ def draw_training(rows: list[Row]) -> Figure:
     for line_of_axes, quantity in zip(grid, QUANTITIES, strict=True):
         for axes, (statistic, title) in zip(line_of_axes, STATISTICS.items(), strict=False):
             curves = {row["optimizer"]: row[f"{quantity} {statistic}"] for row in rows}
-            draw_curves(axes, rows[0]["step"], {o: (y, np.zeros(len(y))) for o, y in curves.items() if y})
+            draw_curves(
+                axes, rows[0]["step"], {o: (np.array(y, float), np.zeros(len(y))) for o, y in curves.items() if y}
+            )
             axes.set_title(f"{title}, {quantity}")
             log_y(axes)
             axes.get_legend().remove()

@@ -91,7 +91,7 @@ def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
         "contour": draw_contours(over_width, settings),
     }
     for name, figure in figures.items():
-        print("written:", save(figure, experiment.folder / f"{name}.png"))
+        print("written:", save(figure, experiment.folder / f"{name}.png", dpi=90))
     print(summary(over_width, over_depth))
 
 

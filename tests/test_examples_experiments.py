@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import predictive_coding
 import spectra
+import structures
 import transfer
 from _experiment import Experiment, chosen, parser
 from _mnist_read import Mnist
@@ -130,7 +131,7 @@ def test_condition_numbers_and_ratios_at_the_start() -> None:
 def test_predictive_coding_trains_and_stops_what_does_not(separable: Mnist) -> None:
     splits = prepare_splits(separable, CPU, torch.float32)
     cell = {"width": 16, "hidden": 3, "test_every": 10, "parametrisation": "mupc", "skips": True, "seed": 0}
-    cell |= {"activation": "tanh", "activity_decay": 0.0, "iterations": 40}
+    cell |= {"activation": "tanh", "activity_decay": 0.0, "iterations": 40, "inference_steps": 3}
     for optimizer in predictive_coding.OPTIMIZERS:
         row = predictive_coding.train(cell | {"optimizer": optimizer, "rate": 0.05}, splits)
         assert len(row["accuracy"]) == len(row["loss"]) == len(row["energy"]) == 4
@@ -167,7 +168,7 @@ TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
         ("width", "depth", "contour"),
     ),
     predictive_coding: (
-        predictive_coding.Settings((2, 4), (2, 3), 4, 2, 4, 2, 1, (0.1, 0.0), 4),
+        predictive_coding.Settings((2, 4), (2, 3), 4, 2, 4, 2, 1, (0.1, 0.0), 4, (1, 2)),
         ("condition", "ratio", "training", "activity_decay"),
     ),
 }
@@ -189,3 +190,8 @@ def test_commands_write_their_figures(
     module.main(arguments)
     assert (tmp_path / "results.jsonl").read_text() == measured, "everything was there already"
     assert "run" in capsys.readouterr().err, "the progress bar"
+
+
+def test_structure_gallery_command(tmp_path: Path) -> None:
+    structures.main(["--out", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["diagonal.png", "structures.gif", "structures.png"]

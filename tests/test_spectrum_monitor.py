@@ -157,3 +157,9 @@ def test_trackers_get_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     TensorBoard(tmp_path / "log").write(RECORDS)
     assert shown.pop((0, str(tmp_path / "log"))) == 1.0
     assert {k: v for k, v in shown.items() if v == v} == {k: v for k, v in logged.items() if v == v}
+
+
+def test_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"muon_kernels\[tensorboard\]"):
+        TensorBoard(tmp_path)

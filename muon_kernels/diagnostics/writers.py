@@ -45,11 +45,17 @@ class Csv:
 
 
 class TensorBoard:
-    """Scalars parameter/quantity/statistic in a log folder; needs the `tensorboard` package."""
+    """Scalars parameter/quantity/statistic in a log folder.
+
+    Raises:
+        ModuleNotFoundError: the `tensorboard` package is missing.
+    """
 
     def __init__(self, folder: str | Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("TensorBoard needs `pip install muon_kernels[tensorboard]`") from error
         self._writer = SummaryWriter(str(folder))
 
     def write(self, records: list[Record]) -> None:
