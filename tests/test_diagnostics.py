@@ -1,6 +1,8 @@
 """Hessians, activation sizes and statistics over seeds against closed forms."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -108,3 +110,8 @@ def test_seed_statistics_stop_at_the_shortest_run() -> None:
 def test_a_run_that_learns_nothing() -> None:
     assert learned_nothing(math.nan, 0.9) and learned_nothing(math.inf, 0.9) and learned_nothing(1.0, 0.149)
     assert not learned_nothing(1.0, 0.15)
+
+
+def test_figures_are_imported_only_when_asked_for() -> None:
+    code = "import sys, muon_kernels.diagnostics, muon_kernels.structures; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -118,3 +118,11 @@ def test_errors_name_what_is_wrong() -> None:
         spectra([torch.ones(0, 3)])
     with pytest.raises(TypeError, match=r"torch\.int64 at index 0"):
         spectra([torch.ones(2, 2, dtype=torch.int64)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_gpu_agrees_with_the_cpu(method: str) -> None:
+    matrices = [torch.randn(40, 60), torch.randn(60, 40), torch.randn(7, 7, dtype=torch.float64)]
+    for found, wanted in zip(spectra([m.cuda() for m in matrices], method), spectra(matrices, method), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4)

@@ -188,6 +188,17 @@ def test_shares_no_memory_with_its_source(name: str) -> None:
     assert torch.equal(structured.to_dense(), before) and before.any()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CLASSES)
+def test_gpu_agrees_with_the_cpu(name: str) -> None:
+    cls, matrix, x = CLASSES[name], random_symmetric(40), torch.randn(40, 3, dtype=torch.float64)
+    here, there = cls.from_dense(matrix), cls.from_dense(matrix.cuda())
+    torch.testing.assert_close(
+        (there @ there).from_inner(x.cuda()).to_dense().cpu(), (here @ here).from_inner(x).to_dense()
+    )
+    assert cls.eye(5, device=torch.device("cuda")).to_dense().is_cuda
+
+
 def test_errors_name_what_is_wrong() -> None:
     dense = SUPPORTED_STRUCTURES["dense"]
     with pytest.raises(ValueError, match=r"square, got shape \[3, 4\]"):

@@ -56,8 +56,8 @@ def whiten(
             short in those directions, and the residual is that of H. 0 only for independent columns.
         tolerance: residual at which the iteration ends.
         max_steps: the iteration also ends here: look at `residual`. Toeplitz structures can need more than 300 for a
-            matrix with one dominant singular value; on other spectra (flat, condition 1e3, low rank) the most that any
-            structure took was 57.
+            matrix with one dominant singular value. On Gaussian matrices with 64 columns, at condition 1e3, with eight
+            large values and at rank 8, the most that any structure took was 57.
 
     Raises:
         TypeError, ValueError: an argument out of its range, by name; G zero or not finite.
