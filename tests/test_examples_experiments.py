@@ -160,7 +160,7 @@ def test_transfer_measures_losses(split: Split) -> None:
 
 TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
     spectra: (
-        spectra.Settings((2, 4), (2, 3), ("linear", "relu"), 1, (8, 16), 4, (4, 5), 8, 4, 2),
+        spectra.Settings((2, 4), (2, 3), ("relu",), 1, (8, 16), 4, (4, 5), 8, 4, 2),
         ("hessian_slices", "hessian_condition", "forward_width", "forward_depth", "training"),
     ),
     transfer: (

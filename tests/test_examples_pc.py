@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from _pc_network import PARAMETRISATIONS, PCNetwork, Penalties, half_squared_error
 
 from muon_kernels import Muon
-from muon_kernels.diagnostics import hessian_eigenvalues
+from muon_kernels.diagnostics import hessian, hessian_eigenvalues
 
 # activation, parametrisation, skips: loss, lambda min, lambda max, |max| / |min|, equilibrium energy, loss / energy
 GOLDEN = """
@@ -64,6 +64,22 @@ def test_golden(line: str) -> None:
         found += [energy, loss / energy]
     assert found == pytest.approx(wanted, rel=1e-9)
     assert len(found) == len(wanted)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_linear_hessian_has_the_blocks_of_theory(skips: bool) -> None:
+    """Block (l, l) is I + B^T B for the layer's own prediction and the map B above it, block (l, l+1) is -B^T."""
+    net = network("linear", "mupc", skips)
+    x, y = data()
+    found = hessian(lambda *z: net.energy(x[:1], y[:1], list(z)), *net.states(x[:1])[:-1])
+    eye = torch.eye(4, dtype=torch.float64)
+    for layer in range(3):
+        above = net.scales[layer + 1] * net.weights[layer + 1] + (eye if skips and layer < 2 else 0)
+        block = found[4 * layer : 4 * layer + 4]
+        torch.testing.assert_close(block[:, 4 * layer : 4 * layer + 4], eye + above.mT @ above)
+        if layer < 2:
+            torch.testing.assert_close(block[:, 4 * layer + 4 : 4 * layer + 8], -above.mT)
+        assert not block[:, 4 * layer + 8 :].any()
 
 
 @pytest.mark.parametrize("method", ["gd", "adam"])
