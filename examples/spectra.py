@@ -252,7 +252,7 @@ def draw_forward(rows: list[Row], size: str, values: tuple[int, ...], fixed: dic
                     curves[label] = ([x[len(x) // 2] for x in found], np.zeros(len(values)))
                     styles[label] = LINES[optimizer] if step else Line("#000000", "x", ":")
             draw_curves(axes, values, curves, styles)
-            powers_of_two(axes, list(values), "x")
+            powers_of_two(axes, values)
             log_y(axes)
             skips = "with skips" if NETWORKS[parametrisation] else "no skips"
             axes.set(title=f"{parametrisation}, {skips}", xlabel="Width N" if size == "width" else "Depth L")

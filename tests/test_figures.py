@@ -100,7 +100,7 @@ def test_weight_grid_needs_as_many_matrices_as_titles() -> None:
 def test_axes_of_powers_and_formats(tmp_path: Path) -> None:
     figure = Figure()
     axes = figure.add_subplot()
-    powers_of_two(axes, [2, 8, 12], "x")
+    powers_of_two(axes, [2, 8, 12])
     assert [t.get_text() for t in axes.get_xticklabels()] == ["$2^{1}$", "$2^{3}$", "12"]
     heads = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xm"}
     for ending, head in heads.items():

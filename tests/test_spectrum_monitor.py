@@ -92,6 +92,7 @@ def test_layouts_and_closures_and_skipped_parameters() -> None:
     records = by_key(monitor.records)
     wanted = {(f"0[{i}]", q) for i in range(2) for q in ("weight", "momentum", "update")} | {("1", "weight")}
     assert records.keys() == wanted
+    assert idle not in optimizer.state, "looking must not make state"
     second = spectra([split(conv.detach(), "conv_batched")[1]])[0]
     assert records["0[1]", "weight"]["spectral_norm"] == second.spectral_norm
 

@@ -92,6 +92,8 @@ def test_errors_name_what_is_wrong() -> None:
     for bad in (torch.zeros(4, 3), G * math.inf):
         with pytest.raises(ValueError, match="finite and not zero"):
             whiten(bad, dense)
+    with pytest.raises(TypeError, match="structure must be a class .* got 'dense'"):
+        whiten(G, "dense")
     with pytest.raises(ValueError, match="damping must be >= 0 and finite, got -1"):
         whiten(G, dense, damping=-1.0)
     with pytest.raises(ValueError, match="tolerance must be"):

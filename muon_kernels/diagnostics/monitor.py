@@ -99,9 +99,10 @@ class SpectrumMonitor:
                 if p.numel() == 0 or not (p.ndim >= 2 or group.get("use_muon", False)):
                     continue
                 quantities = {"weight": p.detach()}
+                state = self._optimizer.state.get(p, {})  # [p] would make an entry for a parameter without one
                 for key in MOMENTUM_KEYS:
-                    if self._optimizer.state[p].get(key) is not None:
-                        quantities["momentum"] = self._optimizer.state[p][key]
+                    if state.get(key) is not None:
+                        quantities["momentum"] = state[key]
                 if p.grad is not None:
                     exact = torch.promote_types(p.dtype, torch.float32)
                     quantities["update"] = self._before[p].to(exact) * (1 - self._decay(group)) - p

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .base import Structure
-
-S = TypeVar("S", bound=Structure)
 
 SMALLEST_STEP = 2.0**-12
 """No descent at this step size means that rounding has taken over."""
@@ -22,22 +20,22 @@ class WhiteningDiverged(ArithmeticError):
     """No step, however small, brings the matrix closer to white."""
 
 
-class Whitening(NamedTuple, Generic[S]):
+class Whitening(NamedTuple):
     """`update` O = G K [rows, cols] in G's dtype, and the structured `factor` K [cols, cols] in float64.
 
     `residual` is the largest absolute entry of P(O^T O) - I that is left after `steps` steps.
     """
 
     update: Tensor
-    factor: S
+    factor: Structure
     residual: float
     steps: int
 
 
 @torch.no_grad()
 def whiten(
-    G: Tensor, structure: type[S], *, damping: float = 1e-6, tolerance: float = 1e-3, max_steps: int = 100
-) -> Whitening[S]:
+    G: Tensor, structure: type[Structure], *, damping: float = 1e-6, tolerance: float = 1e-3, max_steps: int = 100
+) -> Whitening:
     """O = G K with K in a structure and P(O^T O) = I, where P keeps what the structure holds. Experimental.
 
     K <- K T, T = I - step/2 (P(K^T H K) - I), from K = I / ||G||_F, with H = G^T G. Dense matrices give the polar
@@ -64,7 +62,7 @@ def whiten(
         WhiteningDiverged: K grows beyond what float64 resolves, or no step size lowers the objective although the
             residual is above the tolerance.
     """
-    scale = _check(G, damping, tolerance, max_steps)
+    scale = _check(G, structure, damping, tolerance, max_steps)
     cols = G.shape[1]
     unit = G.to(torch.float64) / scale
     gram = unit.mT @ unit
@@ -100,12 +98,14 @@ def whiten(
     return Whitening(update, factor * (1 / scale), residual, taken)
 
 
-def _check(G: Tensor, damping: float, tolerance: float, max_steps: int) -> float:
+def _check(G: Tensor, structure: Any, damping: float, tolerance: float, max_steps: int) -> float:
     """||G||_F of a matrix that can be whitened."""
     if not G.is_floating_point():
         raise TypeError(f"G must be real floating point, got {G.dtype}")
     if G.ndim != 2:
         raise ValueError(f"G must be a matrix, got shape {list(G.shape)}")
+    if not (isinstance(structure, type) and issubclass(structure, Structure)):
+        raise TypeError(f"structure must be a class of muon_kernels.structures, got {structure!r}")
     for name, value in (("damping", damping), ("tolerance", tolerance)):
         if not 0.0 <= value < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,12 +59,11 @@ def family_colors(count: int, family: str) -> list[tuple[float, float, float, fl
     return [tuple(colormap(x)) for x in np.linspace(low, high, max(count, 2))][-count:]
 
 
-def powers_of_two(axes: Axes, values: list[int], which: str) -> None:
-    """A log2 axis ("x" or "y") that names the given values as powers."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=2)
-    axis.set_ticks(values, [f"$2^{{{v.bit_length() - 1}}}$" if v.bit_count() == 1 else str(v) for v in values])
-    axis.set_minor_locator(NullLocator())
+def powers_of_two(axes: Axes, values: Sequence[int]) -> None:
+    """A log2 x axis that names the given values as powers."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [f"$2^{{{v.bit_length() - 1}}}$" if v.bit_count() == 1 else str(v) for v in values])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def log_y(axes: Axes, span: float = 4.0) -> None:
