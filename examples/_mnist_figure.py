@@ -1,20 +1,17 @@
 """The figure: one weight matrix epoch by epoch under both optimizers, with accuracies and spectral norms below."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from _mnist_train import History
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from muon_kernels.diagnostics.figures import draw_curves, draw_weight_grid, save
 
 MOST_COLUMNS = 11
 # Colour limits and colour-bar ticks of the weights: a planted glyph adds 0.4, a random start stays within 0.1.
 SCALES = {"shape": ((-0.05, 0.45), np.linspace(-0.05, 0.45, 6)), "random": ((-0.1, 0.1), np.linspace(-0.1, 0.1, 11))}
-# Okabe-Ito blue and vermilion, which colour-blind readers tell apart; so do the markers.
-LINES = {"Adam": ("#0072B2", "o"), "Muon": ("#D55E00", "s")}
 Histories = dict[str, list[History]]  # optimizer -> one history a seed
 
 
@@ -26,13 +23,17 @@ def draw(histories: Histories, start: str, path: Path) -> None:
     figure.suptitle(f"MNIST, MLP 784-128-128-64-10 (ReLU): the 128x128 weight, {start} start", fontsize=22, y=0.97)
     rows = figure.add_gridspec(2, 1, height_ratios=(1, 1.15), hspace=0.12)
     figure.subplots_adjust(left=0.07, right=0.935, top=0.89, bottom=0.07)
-    _draw_weights(figure, rows[0], histories, shown, start)
+    limits, ticks = SCALES[start]
+    pictures = {name: [runs[0].weights[epoch].numpy() for epoch in shown] for name, runs in histories.items()}
+    titles = [f"Epoch {epoch}" if epoch else "Initial" for epoch in shown]
+    draw_weight_grid(figure, rows[0], pictures, titles, limits=limits, ticks=ticks)
     curves = rows[1].subgridspec(1, 2, wspace=0.14)
     accuracy, norm = figure.add_subplot(curves[0]), figure.add_subplot(curves[1])
-    for name, runs in histories.items():
-        _draw_curve(accuracy, name, [run.test_accuracy for run in runs])
-        _draw_curve(norm, name, [run.spectral_norm for run in runs])
-    everything = np.array([run.test_accuracy for runs in histories.values() for run in runs])
+    accuracies = {name: np.array([run.test_accuracy for run in runs]) for name, runs in histories.items()}
+    norms = {name: np.array([run.spectral_norm for run in runs]) for name, runs in histories.items()}
+    for axes, by_name in ((accuracy, accuracies), (norm, norms)):
+        draw_curves(axes, range(epochs + 1), {name: _mean_std(values) for name, values in by_name.items()})
+    everything = np.concatenate(list(accuracies.values()))
     # The untrained network would stretch the axis over 90 points and hide the two or three that the figure is about.
     trained = everything[:, 1:]
     accuracy.set_ylim(trained.min() - 0.01, min(1.0, trained.max() + 0.01))
@@ -43,33 +44,9 @@ def draw(histories: Histories, start: str, path: Path) -> None:
         axes.set_xlabel("Epoch", fontsize=16)
         axes.xaxis.set_major_locator(MaxNLocator(MOST_COLUMNS, integer=True))
         axes.tick_params(labelsize=14)
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=16, loc="lower right" if axes is accuracy else "best")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save(figure, path, dpi=100)
 
 
-def _draw_weights(figure: Figure, place: SubplotSpec, histories: Histories, shown: np.ndarray, start: str) -> None:
-    (low, high), ticks = SCALES[start]
-    cells = place.subgridspec(len(histories), len(shown), wspace=0.05, hspace=0.05)
-    grid = cells.subplots(squeeze=False)
-    for line, (name, runs) in zip(grid, histories.items(), strict=True):
-        line[0].set_ylabel(name, fontsize=22, rotation=0, ha="right", va="center", labelpad=12)
-        for axes, epoch in zip(line, shown, strict=True):
-            image = axes.imshow(runs[0].weights[epoch].numpy(), vmin=low, vmax=high, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-    for axes, epoch in zip(grid[0], shown, strict=True):
-        axes.set_title(f"Epoch {epoch}" if epoch else "Initial", fontsize=16)
-    top, bottom = grid[0][-1].get_position(), grid[-1][-1].get_position()
-    bar = figure.add_axes((top.x1 + 0.0075, bottom.y0, 0.0075, top.y1 - bottom.y0))
-    figure.colorbar(image, cax=bar, ticks=ticks, format="%.2f").ax.tick_params(labelsize=14)
-
-
-def _draw_curve(axes: Axes, name: str, seeds: Sequence[Sequence[float]]) -> None:
-    color, marker = LINES[name]
-    values = np.asarray(seeds)
-    mean, spread = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
-    epochs = np.arange(len(mean))
-    axes.plot(epochs, mean, color=color, marker=marker, linewidth=2, label=name)
-    if len(values) > 1:
-        axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
+def _mean_std(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return seeds.mean(0), seeds.std(0, ddof=min(1, len(seeds) - 1))

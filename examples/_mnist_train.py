@@ -11,6 +11,7 @@ from _mnist_glyph import glyph
 from torch import Tensor, nn
 
 from muon_kernels import Muon
+from muon_kernels.diagnostics import spectral_norm
 
 OPTIMIZERS = ("adam", "muon")
 STARTS = ("random", "shape")
@@ -86,11 +87,6 @@ def accuracy(model: nn.Module, split: Split) -> float:
     with torch.no_grad():
         guesses = torch.cat([model(images).argmax(1) for images in split.images.split(EVALUATION_BATCH)])
     return (guesses == split.labels).double().mean().item()
-
-
-def spectral_norm(weight: Tensor) -> float:
-    """Largest singular value of `weight`, whose trailing dimensions are one."""
-    return torch.linalg.matrix_norm(weight.flatten(1), 2).item()
 
 
 def record(history: History, model: nn.Module, train: Split, test: Split) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -134,12 +135,6 @@ def test_recorded_weights_do_not_follow_the_training(separable: Mnist, dtype: to
     assert history.weights[0].dtype == torch.float32
 
 
-def test_spectral_norm_is_the_largest_singular_value() -> None:
-    weight = torch.diag(torch.tensor([3.0, -7.0, 2.0]))
-    assert _mnist_train.spectral_norm(weight) == pytest.approx(7.0)
-    assert _mnist_train.spectral_norm(weight.reshape(3, 3, 1, 1)) == pytest.approx(7.0)
-
-
 def test_accuracy_counts_over_uneven_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_mnist_train, "EVALUATION_BATCH", 4)
     split = _mnist_train.Split(torch.eye(10), torch.tensor([0, 1, 2, 0, 4, 5, 6, 7, 0, 9]))
@@ -219,14 +214,14 @@ def test_figure_keeps_to_eleven_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     curve = np.linspace(0.1, 0.9, epochs + 1).tolist()
     history = History(curve, curve, curve, [torch.full((128, 128), 0.01 * i) for i in range(epochs + 1)], curve[1:])
     shown: list[float] = []
-    draw_image = _mnist_figure.Axes.imshow
+    draw_image = Axes.imshow
 
-    def imshow(axes: _mnist_figure.Axes, image: np.ndarray, **limits: object) -> object:
+    def imshow(axes: Axes, image: np.ndarray, **limits: object) -> object:
         shown.append(round(float(image[0, 0]), 2))
         assert (limits["vmin"], limits["vmax"]) == (-0.05, 0.45)
         return draw_image(axes, image, **limits)
 
-    monkeypatch.setattr(_mnist_figure.Axes, "imshow", imshow)
+    monkeypatch.setattr(Axes, "imshow", imshow)
     path = tmp_path / "new" / "figure.png"
     _mnist_figure.draw({"Adam": [history], "Muon": [history]}, "shape", path)
     assert shown == 2 * [round(0.03 * i, 2) for i in range(11)]

@@ -1,0 +1,151 @@
+"""Singular values and what is made of them: norms, ranks, condition numbers, distance from orthogonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Method = Literal["svd", "gram"]
+METHODS = get_args(Method)
+Measure = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor, Tensor]]
+
+SQUARINGS = 8
+LARGEST_GRAM_CONDITION = 1e6
+"""A Gram matrix in float64 resolves condition numbers up to here: at 9e5 and r = 768 they were off by 1e-5."""
+
+BATCH_ELEMENTS = 2**24
+"""Matrices are stacked up to this many elements (128 MiB in float64), so that a large model is never copied whole."""
+
+
+class Spectrum(NamedTuple):
+    """What `spectra` says about one matrix with singular values s, of which there are r = min(rows, cols).
+
+    A zero matrix has norms 0 and the rest NaN; a matrix with a NaN or an infinity is NaN in everything.
+    """
+
+    spectral_norm: float
+    """max s."""
+    frobenius_norm: float
+    """sqrt(sum s^2)."""
+    stable_rank: float
+    """sum s^2 / max s^2, between 1 and r."""
+    condition_number: float
+    """max s / min s; infinity where min s is lost in rounding."""
+    orthogonality_error: float
+    """|| X X^T / c - I ||_F / sqrt(r) with c = mean s^2 (X^T X for a tall matrix): 0 for a multiple of a
+    semi-orthogonal matrix, sqrt(r - 1) for rank one. It is the standard deviation of s^2 over its mean."""
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Singular values [..., min(rows, cols)], descending, of [..., rows, cols]; in float32, or float64 for float64."""
+    return torch.linalg.svdvals(matrix.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32))
+
+
+def spectral_norm(weight: Tensor) -> float:
+    """Largest singular value of a weight, exactly; dimensions after the first count as one, a vector as a column."""
+    return float(singular_values(weight.detach().reshape(weight.shape[0], -1)).max())
+
+
+def condition_number(values: Tensor) -> Tensor:
+    """max |value| / min |value| over the last dimension, of singular values or of eigenvalues of either sign.
+
+    Infinity if one is 0, NaN if all are.
+    """
+    magnitudes = values.abs()
+    return magnitudes.amax(-1) / magnitudes.amin(-1)
+
+
+@torch.no_grad()
+def spectra(matrices: Sequence[Tensor], method: Method | None = None) -> list[Spectrum]:
+    """The spectrum of every matrix, batched over equal shapes; waits for the device once a batch.
+
+    Args:
+        matrices: 2-D, real floating, any shapes and devices.
+        method: "svd": the singular values themselves. Those below max(rows, cols) * eps times the largest, in float32
+            (float64 for float64), count as 0. "gram": products and a Cholesky factorisation in float64. Norm and
+            orthogonality error are exact; the spectral norm may be too small by a factor of r^(1/1024) (0.7 % at
+            r = 1000) and the condition number by r^(1/512) (1.4 %), when many values crowd at the end of the spectrum;
+            a condition number above 1e6 is infinity. Default: "svd" for matrices on the CPU, "gram" elsewhere, where
+            decompositions are slow.
+
+    Raises:
+        TypeError, ValueError: something that is no matrix or has no element, by index; an unknown method.
+    """
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method must be None or one of {', '.join(METHODS)}, got {method!r}")
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        if not matrix.is_floating_point():
+            raise TypeError(f"matrices must be real floating point, got {matrix.dtype} at index {i}")
+        if matrix.ndim != 2 or matrix.numel() == 0:
+            raise ValueError(f"matrices must be 2-D with elements, got {list(matrix.shape)} at index {i}")
+        groups.setdefault((matrix.device, matrix.dtype, *sorted(matrix.shape)), []).append(i)
+    found: dict[int, Spectrum] = {}
+    for indices in groups.values():
+        first = matrices[indices[0]]
+        chosen = method or ("svd" if first.device.type == "cpu" else "gram")
+        measure = _by_svd if chosen == "svd" else _by_gram
+        count = max(1, BATCH_ELEMENTS // first.numel())
+        for start in range(0, len(indices), count):
+            part = indices[start : start + count]
+            wide = [m if m.shape[0] <= m.shape[1] else m.mT for m in (matrices[i] for i in part)]
+            table = _measured(torch.stack(wide), measure)
+            found |= {i: Spectrum(*row) for i, row in zip(part, table.tolist(), strict=True)}
+    return [found[i] for i in range(len(matrices))]
+
+
+def _measured(batch: Tensor, measure: Measure) -> Tensor:
+    """float64 [batch, 5], the fields of Spectrum; batch [batch, rows, cols] with rows <= cols."""
+    work = batch.to(torch.float64)
+    frobenius = torch.linalg.vector_norm(work, dim=(1, 2))
+    known = frobenius.isfinite() & (frobenius > 0)
+    # An identity in the place of what cannot be measured keeps the decompositions from raising.
+    unit = torch.where(known[:, None, None], work / frobenius[:, None, None], torch.eye(*work.shape[1:]).to(work))
+    largest, condition, error = measure(unit, batch.dtype)
+    columns = torch.stack([frobenius * largest, frobenius, largest**-2, condition, error], dim=1)
+    zero = torch.tensor([0.0, 0.0, math.nan, math.nan, math.nan], dtype=torch.float64, device=batch.device)
+    columns = torch.where((frobenius > 0)[:, None], columns, zero)
+    return torch.where(frobenius.isfinite()[:, None], columns, math.nan)
+
+
+def _by_svd(unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest singular value, condition number and orthogonality error of matrices with Frobenius norm 1."""
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    values = torch.linalg.svdvals(unit.to(work)).to(torch.float64)
+    kept = torch.where(values > values[:, :1] * max(unit.shape[1:]) * torch.finfo(work).eps, values, 0.0)
+    error = (unit.shape[1] * values.square() - 1).square().mean(1).sqrt()
+    return values[:, 0], condition_number(kept), error
+
+
+def _by_gram(unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    rows = unit.shape[1]
+    gram = unit @ unit.mT
+    eye = torch.eye(rows, dtype=gram.dtype, device=gram.device)
+    error = torch.linalg.vector_norm(rows * gram - eye, dim=(1, 2)) / math.sqrt(rows)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    inverse = torch.cholesky_inverse(torch.where((failed == 0)[:, None, None], factor, eye))
+    largest = _largest_eigenvalue(gram)
+    condition = (largest * _largest_eigenvalue(inverse)).sqrt()
+    condition = torch.where((failed == 0) & (condition <= LARGEST_GRAM_CONDITION), condition, math.inf)
+    return largest.sqrt(), condition, error
+
+
+def _largest_eigenvalue(positive: Tensor) -> Tensor:
+    """A lower bound of the largest eigenvalue l of positive definite [batch, n, n], above l / n^(1/512).
+
+    With p = 2^8, (sum l_i^2p / sum l_i^p)^(1/p) is a mean of eigenvalues that all but ignores the small ones.
+    """
+    power = positive
+    log_scale = torch.zeros(len(positive), dtype=positive.dtype, device=positive.device)
+    for _ in range(SQUARINGS):
+        norm = torch.linalg.vector_norm(power, dim=(1, 2))
+        power = power / norm[:, None, None]
+        power = power @ power
+        log_scale = 2 * (log_scale + norm.log())
+    trace = power.diagonal(dim1=1, dim2=2).sum(1)
+    log_mean = log_scale + power.square().sum((1, 2)).log() - trace.log()
+    return (log_mean / 2**SQUARINGS).exp()

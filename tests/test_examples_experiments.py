@@ -1,0 +1,197 @@
+"""The experiments: resuming, the trends they exist for, and that each command writes its figures."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import predictive_coding
+import spectra
+import structures
+import transfer
+from _experiment import Experiment, chosen, parser
+from _mnist_read import Mnist
+from _mnist_train import Split, prepare_splits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the commands set it, which is why it is restored here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def separable() -> Mnist:
+    """Ten classes, each a bright block of its own rows under noise."""
+    rng = np.random.default_rng(0)
+    arrays = []
+    for count in (600, 100):
+        labels = rng.integers(0, 10, count).astype(np.uint8)
+        images = rng.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+        for digit in range(10):
+            images[labels == digit, 2 * digit : 2 * digit + 6] += 120
+        arrays += [images, labels]
+    return Mnist("made here", *arrays)
+
+
+@pytest.fixture(scope="module")
+def split(separable: Mnist) -> Split:
+    return prepare_splits(separable, CPU, torch.float32)[0]
+
+
+def options(out: Path) -> argparse.Namespace:
+    return parser("test", "test").parse_args(["--out", str(out), "--device", "cpu"])
+
+
+def test_interrupted_experiments_continue(tmp_path: Path) -> None:
+    runs: list[int] = []
+    broken = [True]
+
+    def run(cell: dict[str, Any]) -> dict[str, Any]:
+        if cell["n"] == 3 and broken:
+            raise RuntimeError(broken.pop())
+        runs.append(cell["n"])
+        return {"square": cell["n"] ** 2}
+
+    cells = [{"part": "a", "n": n} for n in (2, 1, 0, 3)]
+    with pytest.raises(RuntimeError):
+        Experiment("test", options(tmp_path / "new")).measure(cells, run, "squares")
+    results = tmp_path / "new" / "results.jsonl"
+    results.write_text(results.read_text() + '{"cell": {"part": "a", "n"')  # a line that was cut short
+    rows = Experiment("test", options(tmp_path / "new")).measure(cells, run, "squares")
+    assert runs == [2, 1, 0, 3], "nothing is run twice"
+    assert rows == [{"part": "a", "n": n, "square": n * n} for n in (2, 1, 0, 3)]
+    assert len([json.loads(line) for line in results.read_text().splitlines()]) == 4
+    assert chosen(rows, n=3) == [rows[3]] and chosen(rows, part="b") == []
+    about = json.loads((tmp_path / "new" / "run.json").read_text())
+    assert about["command"].startswith("python ") and about["versions"]["torch"] == torch.__version__
+    # Another setting is another cell.
+    Experiment("test", options(tmp_path / "new")).measure([{"part": "b", "n": 2}], run, "squares")
+    assert runs[-1] == 2
+
+
+def test_orthogonal_hessians_do_not_depend_on_width_and_worsen_with_depth() -> None:
+    cell = {"activation": "linear", "seeds": 1}
+    found = {(w, h): spectra.hessian(cell | {"width": w, "hidden": h}, CPU) for w in (4, 8) for h in (2, 4, 8)}
+    for w in (4, 8):
+        # Two hidden layers: [[2, -1], [-1, 2]] in every singular direction.
+        assert found[w, 2]["condition"] == pytest.approx(3.0, rel=1e-6)
+        assert sorted(set(found[w, 2]["eigenvalues"])) == [1.0, 3.0] and len(found[w, 2]["eigenvalues"]) == 2 * w
+        assert found[w, 2]["condition"] < found[w, 4]["condition"] < found[w, 8]["condition"]
+    assert found[4, 8]["condition"] == pytest.approx(found[8, 8]["condition"], rel=1e-6)
+
+
+def test_mupc_keeps_activations_at_one_size(split: Split) -> None:
+    sizes = {}
+    for parametrisation in ("sp", "mupc"):
+        for layers in (8, 32):
+            cell = {"parametrisation": parametrisation, "optimizer": "Muon", "width": 32, "layers": layers}
+            row = spectra.forward(cell, split)
+            assert len(row["rms"]) == 3 and len(row["rms"][0]) == 5
+            sizes[parametrisation, layers] = row["rms"][2][2]
+    assert 0.5 < sizes["mupc", 32] / sizes["mupc", 8] < 2
+    assert sizes["sp", 32] < 1e-2 * sizes["sp", 8]
+
+
+def test_muon_updates_every_direction_and_others_few(split: Split) -> None:
+    rows = {o: spectra.train({"optimizer": o, "iterations": 4, "every": 2}, split) for o in spectra.TRAINED}
+    for row in rows.values():
+        assert row["step"] == [2, 4] and len(row["loss"]) == len(row["weight spectral_norm"]) == 2
+    others = max(rows[o]["update stable_rank"][-1] for o in ("Adam", "SGD"))
+    assert rows["Muon"]["update stable_rank"][-1] > 3 * others
+    # Newton-Schulz with the original coefficients: singular values up to 1.2, times lr 0.02.
+    assert 0.02 < rows["Muon"]["update spectral_norm"][-1] < 0.025
+
+
+def test_condition_numbers_and_ratios_at_the_start() -> None:
+    cell = {"skips": True, "seeds": 2}
+    at = {
+        (p, w, h): predictive_coding.at_the_start(cell | {"parametrisation": p, "width": w, "hidden": h}, CPU)
+        for p in ("sp", "mupc")
+        for w, h in ((8, 4), (64, 2), (64, 4))
+    }
+    assert at["sp", 64, 4]["condition"] > 3 * at["sp", 64, 2]["condition"], "grows with depth"
+    assert at["mupc", 64, 4]["ratio"] < 1.2 < at["mupc", 8, 4]["ratio"], "tends to 1 with width"
+    assert at["sp", 64, 4]["ratio"] > 2.5
+
+
+def test_predictive_coding_trains_and_stops_what_does_not(separable: Mnist) -> None:
+    splits = prepare_splits(separable, CPU, torch.float32)
+    cell = {"width": 16, "hidden": 3, "test_every": 10, "parametrisation": "mupc", "skips": True, "seed": 0}
+    cell |= {"activation": "tanh", "activity_decay": 0.0, "iterations": 40, "inference_steps": 3}
+    for optimizer in predictive_coding.OPTIMIZERS:
+        row = predictive_coding.train(cell | {"optimizer": optimizer, "rate": 0.05}, splits)
+        assert len(row["accuracy"]) == len(row["loss"]) == len(row["energy"]) == 4
+        assert row["accuracy"][-1] > 0.8
+    broken = predictive_coding.train(cell | {"optimizer": "Adam", "rate": 1e5}, splits)
+    assert len(broken["accuracy"]) < 4
+    rows = [{"rate": r, "accuracy": a} for r, a in ((0.1, [0.5, 0.9]), (0.2, [0.99]), (0.3, [0.2, 0.8]))]
+    assert predictive_coding.best_rate(rows) == [rows[0]], "an early stop counts as chance"
+
+
+def test_transfer_measures_losses(split: Split) -> None:
+    cell = {"steps": 10, "batch": 32, "parametrisation": "sp", "skips": False, "width": 16, "hidden": 2, "seed": 0}
+    losses = {
+        (scale, rate): transfer.train(cell | {"scale": scale, "rate": rate}, split)["loss"]
+        for scale in ("none", "max_dim", "Adam")
+        for rate in (1e-6, 0.01, 1e6)
+    }
+    for scale in ("none", "max_dim", "Adam"):
+        assert losses[scale, 0.01] < 0.95 * losses[scale, 1e-6] and losses[scale, 1e6] > 10
+    assert losses["max_dim", 0.01] != losses["none", 0.01]
+    rows = [{"rate": 0.1, "loss": 1.0, "width": 8}, {"rate": 0.1, "loss": 4.0, "width": 8}]
+    rows += [{"rate": 0.1, "loss": 9.0, "width": 16}, {"rate": 0.01, "loss": 3.0, "width": 8}]
+    assert transfer.mean_losses(rows, width=8) == pytest.approx({0.01: 3.0, 0.1: 2.0})
+    assert transfer.constant((3, 5)) == 1.0
+
+
+TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
+    spectra: (
+        spectra.Settings((2, 4), (2, 3), ("relu",), 1, (8, 16), 4, (4, 5), 8, 4, 2),
+        ("hessian_slices", "hessian_condition", "forward_width", "forward_depth", "training"),
+    ),
+    transfer: (
+        transfer.Settings((4, 8), 1, (1, 2), 4, (0.01, 0.1), (0.01, 0.1), 2, 8),
+        ("width", "depth", "contour"),
+    ),
+    predictive_coding: (
+        predictive_coding.Settings((2, 4), (2, 3), 4, 2, 4, 2, 1, (0.1, 0.0), 4, (1, 2)),
+        ("condition", "ratio", "training", "activity_decay"),
+    ),
+}
+
+
+@pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__)
+def test_commands_write_their_figures(
+    module: Any, tmp_path: Path, separable: Mnist, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, figures = TINY[module]
+    monkeypatch.setattr(module, "load_mnist", lambda folder: separable)
+    monkeypatch.setattr(module, "Settings", lambda: settings)
+    arguments = ["--out", str(tmp_path), "--device", "cpu"]
+    module.main(arguments)
+    for name in figures:
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    measured = (tmp_path / "results.jsonl").read_text()
+    assert all(math.isfinite(len(json.loads(line)["result"])) for line in measured.splitlines())
+    module.main(arguments)
+    assert (tmp_path / "results.jsonl").read_text() == measured, "everything was there already"
+    assert "run" in capsys.readouterr().err, "the progress bar"
+
+
+def test_structure_gallery_command(tmp_path: Path) -> None:
+    structures.main(["--out", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["diagonal.png", "structures.gif", "structures.png"]
