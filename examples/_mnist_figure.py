@@ -1,11 +1,10 @@
 """The figure: one weight matrix epoch by epoch under both optimizers, with accuracies and spectral norms below."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from _curves import BLUE, VERMILION, draw_mean
 from _mnist_train import History
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -13,8 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 MOST_COLUMNS = 11
 # Colour limits and colour-bar ticks of the weights: a planted glyph adds 0.4, a random start stays within 0.1.
 SCALES = {"shape": ((-0.05, 0.45), np.linspace(-0.05, 0.45, 6)), "random": ((-0.1, 0.1), np.linspace(-0.1, 0.1, 11))}
-# Okabe-Ito blue and vermilion, which colour-blind readers tell apart; so do the markers.
-LINES = {"Adam": ("#0072B2", "o"), "Muon": ("#D55E00", "s")}
+STYLES = {"Adam": BLUE, "Muon": VERMILION}
 Histories = dict[str, list[History]]  # optimizer -> one history a seed
 
 
@@ -30,8 +28,8 @@ def draw(histories: Histories, start: str, path: Path) -> None:
     curves = rows[1].subgridspec(1, 2, wspace=0.14)
     accuracy, norm = figure.add_subplot(curves[0]), figure.add_subplot(curves[1])
     for name, runs in histories.items():
-        _draw_curve(accuracy, name, [run.test_accuracy for run in runs])
-        _draw_curve(norm, name, [run.spectral_norm for run in runs])
+        draw_mean(accuracy, range(epochs + 1), [run.test_accuracy for run in runs], STYLES[name], name)
+        draw_mean(norm, range(epochs + 1), [run.spectral_norm for run in runs], STYLES[name], name)
     everything = np.array([run.test_accuracy for runs in histories.values() for run in runs])
     # The untrained network would stretch the axis over 90 points and hide the two or three that the figure is about.
     trained = everything[:, 1:]
@@ -63,13 +61,3 @@ def _draw_weights(figure: Figure, place: SubplotSpec, histories: Histories, show
     top, bottom = grid[0][-1].get_position(), grid[-1][-1].get_position()
     bar = figure.add_axes((top.x1 + 0.0075, bottom.y0, 0.0075, top.y1 - bottom.y0))
     figure.colorbar(image, cax=bar, ticks=ticks, format="%.2f").ax.tick_params(labelsize=14)
-
-
-def _draw_curve(axes: Axes, name: str, seeds: Sequence[Sequence[float]]) -> None:
-    color, marker = LINES[name]
-    values = np.asarray(seeds)
-    mean, spread = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
-    epochs = np.arange(len(mean))
-    axes.plot(epochs, mean, color=color, marker=marker, linewidth=2, label=name)
-    if len(values) > 1:
-        axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)

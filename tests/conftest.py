@@ -24,3 +24,12 @@ def _fresh_random_state(request):
 @pytest.fixture(autouse=True)
 def _no_backend_from_the_environment(monkeypatch):
     monkeypatch.delenv("MUON_KERNELS_BACKEND", raising=False)
+
+
+@pytest.fixture
+def one_thread():
+    """As the examples' commands set it on a CPU, which is why it is restored here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

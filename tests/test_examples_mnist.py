@@ -4,12 +4,12 @@ import json
 import statistics
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -17,22 +17,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import _mnist_figure
 import _mnist_train
 import mnist
-from _mnist_data import IDX_NAMES, cache_file, load_mnist
+from _data import cache_file
+from _mnist_data import CACHED, IDX_NAMES, load_mnist
 from _mnist_glyph import glyph
 from _mnist_read import PARTS, Mnist
 from _mnist_train import OPTIMIZERS, History, build_model, build_optimizer, prepare_splits, record, train_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 DTYPES = (torch.bfloat16, torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the command sets it, which is why it is restored here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -219,21 +212,21 @@ def test_figure_keeps_to_eleven_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     curve = np.linspace(0.1, 0.9, epochs + 1).tolist()
     history = History(curve, curve, curve, [torch.full((128, 128), 0.01 * i) for i in range(epochs + 1)], curve[1:])
     shown: list[float] = []
-    draw_image = _mnist_figure.Axes.imshow
+    draw_image = Axes.imshow
 
-    def imshow(axes: _mnist_figure.Axes, image: np.ndarray, **limits: object) -> object:
+    def imshow(axes: Axes, image: np.ndarray, **limits: object) -> object:
         shown.append(round(float(image[0, 0]), 2))
         assert (limits["vmin"], limits["vmax"]) == (-0.05, 0.45)
         return draw_image(axes, image, **limits)
 
-    monkeypatch.setattr(_mnist_figure.Axes, "imshow", imshow)
+    monkeypatch.setattr(Axes, "imshow", imshow)
     path = tmp_path / "new" / "figure.png"
     _mnist_figure.draw({"Adam": [history], "Muon": [history]}, "shape", path)
     assert shown == 2 * [round(0.03 * i, 2) for i in range(11)]
     assert png_size(path) == (2200, 1100)
 
 
-@pytest.mark.skipif(not cache_file().is_file(), reason="real MNIST is not cached: run examples/mnist.py once")
+@pytest.mark.skipif(not cache_file(CACHED).is_file(), reason="real MNIST is not cached: run examples/mnist.py once")
 def test_real_mnist_gates_after_one_epoch() -> None:
     """The bars of docs/mnist.md at epoch 1, bf16, seed 0."""
     data = load_mnist()
