@@ -23,7 +23,8 @@ class Batches:
         starts = torch.randint(len(text.train) - self._length + 1, (preset.steps, preset.batch), generator=order)
         self._starts = starts.to(device)
         last = len(text.validation) - self._length
-        self._validation_starts = torch.linspace(0, last, preset.validation_windows, device=device).long()
+        evenly = torch.linspace(0, last, preset.validation_windows, dtype=torch.float64)
+        self._validation_starts = evenly.long().to(device)
         self._batch = preset.batch
 
     def training(self, step: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A byte-level GPT: pre-norm, rotary positions, GELU, no biases, no dropout, weights that begin as GPT-2's."""
+"""A byte-level GPT: pre-norm, rotary positions, GELU, no biases, no dropout, torch's initial weights."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,6 @@ from torch.nn import functional
 
 BYTES = 256
 ROTARY_BASE = 10000.0
-INITIAL_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,6 @@ class Gpt(nn.Module):
         cosines, sines = rotary_tables(shape.context, shape.width // shape.heads)
         self.register_buffer("cosines", cosines, persistent=False)
         self.register_buffer("sines", sines, persistent=False)
-        outputs = [matrix for block in self.blocks for matrix in (block.attention_out.weight, block.mlp_out.weight)]
-        for matrix in (p for p in self.parameters() if p.ndim == 2):
-            nn.init.normal_(matrix, std=INITIAL_STD)
-        for matrix in outputs:  # so that the stream's size does not grow with the number of blocks
-            nn.init.normal_(matrix, std=INITIAL_STD / len(outputs) ** 0.5)
 
     def forward(self, text: Tensor) -> Tensor:
         cosines, sines = self.cosines[: text.shape[1]], self.sines[: text.shape[1]]

@@ -21,6 +21,6 @@ class Preset:
 LEARNING_RATES = {"muon": [4e-3], "adamw": [4e-3], "torch-muon": [4e-3]}
 
 PRESETS = {
-    "tiny": Preset(Shape(4, 128, 4, 64), 16, 400, 10, 256, LEARNING_RATES),
+    "tiny": Preset(Shape(4, 128, 4, 64), 16, 300, 10, 256, LEARNING_RATES),
     "small": Preset(Shape(6, 384, 6, 256), 64, 1000, 20, 512, LEARNING_RATES),
 }

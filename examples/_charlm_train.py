@@ -17,7 +17,7 @@ from torch import Tensor
 from muon_kernels import use_backend
 
 UNTIMED_STEPS = 2
-WARM_UP_SHARE = 0.05
+WARM_UP_SHARE = 0.1
 
 Optimizers = list[torch.optim.Optimizer]
 
