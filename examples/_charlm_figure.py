@@ -6,6 +6,7 @@ import numpy as np
 from _charlm_report import Results, optimizer_share
 from _curves import BLUE, GREEN, ORANGE, PURPLE, VERMILION, draw_mean
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 STYLES = {"Muon": VERMILION, "AdamW": BLUE, "torch.optim.Muon": GREEN}
 MORE_STYLES = (PURPLE, ORANGE)  # for Muon on a second and a third backend
@@ -27,6 +28,7 @@ def draw(results: Results, title: str, path: Path) -> None:
         draw_mean(over_seconds, seconds, losses, style, f"{label}: {optimizer_share(curves):.0%} in the optimizer")
     over_tokens.set_ylabel("Validation loss (nats/byte)", fontsize=13)
     over_tokens.set_xlabel("Training bytes read", fontsize=13)
+    over_tokens.xaxis.set_major_formatter(EngFormatter())
     over_seconds.set_xlabel("Seconds of training", fontsize=13)
     for axes in (over_tokens, over_seconds):
         axes.set_xlim(left=0)

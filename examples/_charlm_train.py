@@ -86,6 +86,7 @@ def train_model(
             curve.train_loss.append(torch.stack(losses).mean().item())
             tokens = end * preset.batch * preset.shape.context
             curve.record(end, tokens, seconds, validation_loss(model, batches))
+            on_steps(0, curve.validation_loss[-1])
             save_checkpoint(checkpoint, settings, model, optimizers, vars(curve))
     return model, curve
 

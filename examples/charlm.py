@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from _charlm_checkpoint import CheckpointError
 from _charlm_figure import draw
 from _charlm_optimizers import LABELS, Method
-from _charlm_presets import PRESETS, Preset
+from _charlm_presets import LEARNING_RATES, PRESETS, Preset
 from _charlm_report import Results, best_rates, save, table
 from _charlm_text import Text, load_text
 from _charlm_train import build_model, train_model
@@ -78,7 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     rates = dict(options.lr)
     if unused := set(rates) - set(options.optimizer):
         parser.error(f"argument --lr: {', '.join(sorted(unused))} is not in --optimizer {','.join(options.optimizer)}")
-    rates = PRESETS[options.preset].lr | rates
+    rates = LEARNING_RATES | rates
     options.methods = [
         Method(name, backend, lr)
         for name in options.optimizer
@@ -89,18 +90,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, preset: Preset, text: Text, device: torch.device) -> Results:
-    """Every method and seed that was asked for."""
+    """Every method and seed that was asked for; the methods take turns, so that other load falls on all of them."""
     results: Results = {method: [] for method in options.methods}
-    for method, curves in results.items():
-        for seed in range(options.seeds):
-            name = f"{method.optimizer}-{method.backend or 'torch'}-{method.lr:g}-seed{seed}.pt"
+    for seed in range(options.seeds):
+        for method, curves in results.items():
+            name = f"{method.optimizer}-{method.backend or 'torch'}-{method.lr:g}-seed{seed}"
+            checkpoint = options.out / "checkpoints" / f"{name}.pt"
             with tqdm(total=preset.steps, desc=f"{method.label}, lr {method.lr:g}, seed {seed}", unit="step") as bar:
-
-                def show(count: int, loss: float, bar: tqdm = bar) -> None:
-                    bar.set_postfix({"nats/byte": f"{loss:.4f}"}, refresh=False)
-                    bar.update(count)
-
-                checkpoint = options.out / "checkpoints" / name
+                show = partial(_show, bar)
                 _, curve = train_model(
                     method, seed, preset, text, device, checkpoint, resume=options.resume, on_steps=show
                 )
@@ -125,6 +122,11 @@ def describe(
         "precision": "fp32 weights, bf16 autocast" if cuda else "fp32",
         "versions": versions(),
     }
+
+
+def _show(bar: tqdm, count: int, validation_loss: float) -> None:
+    bar.set_postfix({"nats/byte": f"{validation_loss:.4f}"}, refresh=False)
+    bar.update(count)
 
 
 def _names(text: str) -> list[str]:
