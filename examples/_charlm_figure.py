@@ -1,15 +1,16 @@
 """The figure: validation loss over the bytes that were read, and over the seconds that it took to train on them."""
 
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from _charlm_report import Results, optimizer_share
-from _curves import BLUE, GREEN, ORANGE, PURPLE, VERMILION, draw_mean
+from _curves import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, draw_mean
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 STYLES = {"Muon": VERMILION, "AdamW": BLUE, "torch.optim.Muon": GREEN}
-MORE_STYLES = (PURPLE, ORANGE)  # for Muon on a second and a third backend
+MORE_STYLES = (PURPLE, ORANGE, SKY)  # for Muon on backends asked for by name
 
 
 def draw(results: Results, title: str, path: Path) -> None:
@@ -17,7 +18,7 @@ def draw(results: Results, title: str, path: Path) -> None:
     figure = Figure(figsize=(14, 6), layout="constrained")
     figure.suptitle(title, fontsize=15)
     over_tokens, over_seconds = figure.subplots(1, 2, sharey=True)
-    more = iter(MORE_STYLES)
+    more = cycle(MORE_STYLES)
     for method, curves in results.items():
         style = STYLES.get(method.label) or next(more)
         label = f"{method.label}, lr {method.lr:.4g}"

@@ -11,6 +11,7 @@ VERMILION = ("#D55E00", "s")
 GREEN = ("#009E73", "^")
 PURPLE = ("#CC79A7", "D")
 ORANGE = ("#E69F00", "v")
+SKY = ("#56B4E9", "P")
 
 
 def draw_mean(

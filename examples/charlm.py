@@ -77,6 +77,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     options = parser.parse_args(arguments)
     rates = dict(options.lr)
+    if len(rates) < len(options.lr):
+        parser.error("argument --lr: an optimizer is named twice")
     if unused := set(rates) - set(options.optimizer):
         parser.error(f"argument --lr: {', '.join(sorted(unused))} is not in --optimizer {','.join(options.optimizer)}")
     rates = LEARNING_RATES | rates

@@ -253,7 +253,7 @@ def test_validation_loss_is_the_mean_over_uneven_batches(text: Text) -> None:
 
 def test_clock_adds_up_every_second_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 11.0, 13.0, 17.0, 25.0, 100.0, 101.0, 103.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("time.process_time", lambda: next(times))
     clock = Clock(CPU)
     for _ in range(5):
         clock.mark()
@@ -330,6 +330,7 @@ def test_command_writes_numbers_a_figure_and_checkpoints(
         (["--lr", "adamw=0"], "positive"),
         (["--lr", "sgd=1"], "got 'sgd=1'"),
         (["--optimizer", "muon", "--lr", "adamw=0.1"], "adamw is not in --optimizer muon"),
+        (["--lr", "adamw=0.1", "adamw=0.2"], "named twice"),
         (["--backend", "rocm"], "got 'rocm'"),
         (["--steps", "0"], "at least 1"),
     ],
