@@ -1,16 +1,16 @@
 """Where MNIST is looked for: a folder, the cache, a package read as a zip file, and last a small subset of it."""
 
-import os
 import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
-from _mnist_packages import FULL_PACKAGE, SUBSET_PACKAGE, UnreachableError, from_package, from_subset
-from _mnist_read import PARTS, DataError, Mnist, read_idx
+from _data import DataError, UnreachableError, cache_file, write_cache
+from _mnist_packages import FULL_PACKAGE, SUBSET_PACKAGE, from_package, from_subset
+from _mnist_read import PARTS, Mnist, read_idx
 
+CACHED = "mnist.npz"
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
@@ -18,7 +18,7 @@ def load_mnist(folder: Path | None = None) -> Mnist:
     """The data in `folder` if one is given; otherwise the cache, the full package, the subset, in this order."""
     if folder is not None:
         return from_folder(folder)
-    cache = cache_file()
+    cache = cache_file(CACHED)
     if cache.exists():
         return from_cache(cache)
     try:
@@ -33,13 +33,8 @@ def load_mnist(folder: Path | None = None) -> Mnist:
             ) from None
         print(f"NOTICE: 5000-IMAGE SUBSET, NOT MNIST: {FULL_PACKAGE} is out of reach ({full})", file=sys.stderr)
         return data
-    write_cache(cache, data)
+    to_cache(cache, data)
     return data
-
-
-def cache_file() -> Path:
-    """The compressed copy that later runs read, under the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muon_kernels" / "mnist.npz"
 
 
 def from_folder(folder: Path) -> Mnist:
@@ -67,13 +62,6 @@ def from_cache(path: Path) -> Mnist:
     return data.verified(f"the cache {path} does not hold MNIST: delete it and run again")
 
 
-def write_cache(path: Path, data: Mnist) -> None:
-    """Store `data` so that a reader never sees half a file; a cache that cannot be written costs only time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            np.savez_compressed(whole, **{part: getattr(data, part) for part in PARTS})
-            os.replace(whole, path)
-    except OSError as error:
-        print(f"NOTICE: MNIST is not cached, the next run reads it anew: {error}", file=sys.stderr)
+def to_cache(path: Path, data: Mnist) -> None:
+    """Store the arrays for `from_cache`."""
+    write_cache(path, lambda new: np.savez_compressed(new, **{part: getattr(data, part) for part in PARTS}))

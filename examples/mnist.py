@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from _command import mean_text, positive, versions
+from _data import DataError
 from _mnist_data import load_mnist
 from _mnist_figure import draw
-from _mnist_read import DataError
 from _mnist_train import (
     BATCH,
     OPTIMIZERS,
@@ -56,8 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=_positive, default=10)
-    parser.add_argument("--seeds", type=_positive, default=1, metavar="N", help="run seeds 0 to N-1 (default 1)")
+    parser.add_argument("--epochs", type=positive, default=10)
+    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="run seeds 0 to N-1 (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of weights, optimizer states and inputs")
     parser.add_argument("--start", choices=(*STARTS, "both"), default="both")
     parser.add_argument("--data", type=Path, metavar="DIR", help="IDX files, or a root of torchvision's MNIST/raw")
@@ -108,13 +109,12 @@ def save(results: Results, options: argparse.Namespace, source: str) -> None:
     """Write the numbers as JSON and a figure for each start."""
     options.out.mkdir(parents=True, exist_ok=True)
     settings = {"epochs": options.epochs, "seeds": options.seeds, "dtype": options.dtype, "data": source}
-    versions = {"muon_kernels": muon_kernels.__version__, "torch": torch.__version__}
     runs = {
         start: {name: [_numbers(history) for history in histories] for name, histories in names.items()}
         for start, names in results.items()
     }
     path = options.out / "results.json"
-    path.write_text(json.dumps({"settings": settings, "versions": versions, "runs": runs}, indent=1) + "\n")
+    path.write_text(json.dumps({"settings": settings, "versions": versions(), "runs": runs}, indent=1) + "\n")
     written = [path]
     for start, names in results.items():
         written.append(options.out / f"weights_{start}.png")
@@ -127,15 +127,7 @@ def _numbers(history: History) -> dict[str, object]:
 
 
 def _percent(values: list[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean}±{100 * statistics.stdev(values):.2f}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    return mean_text([100 * value for value in values], 2)
 
 
 if __name__ == "__main__":

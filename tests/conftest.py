@@ -40,3 +40,12 @@ def ranks(tmp_path_factory):
     yield pool
     for started in pools.values():
         started.close()
+
+
+@pytest.fixture
+def one_thread():
+    """As the examples' commands set it on a CPU, which is why it is restored here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -4,7 +4,6 @@ import json
 import statistics
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +17,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import _mnist_figure
 import _mnist_train
 import mnist
-from _mnist_data import IDX_NAMES, cache_file, load_mnist
+from _data import cache_file
+from _mnist_data import CACHED, IDX_NAMES, load_mnist
 from _mnist_glyph import glyph
 from _mnist_read import PARTS, Mnist
 from _mnist_train import OPTIMIZERS, History, build_model, build_optimizer, prepare_splits, record, train_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 DTYPES = (torch.bfloat16, torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the command sets it, which is why it is restored here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +220,7 @@ def test_figure_keeps_to_eleven_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     assert png_size(path) == (2200, 1100)
 
 
-@pytest.mark.skipif(not cache_file().is_file(), reason="real MNIST is not cached: run examples/mnist.py once")
+@pytest.mark.skipif(not cache_file(CACHED).is_file(), reason="real MNIST is not cached: run examples/mnist.py once")
 def test_real_mnist_gates_after_one_epoch() -> None:
     """The bars of docs/mnist.md at epoch 1, bf16, seed 0."""
     data = load_mnist()

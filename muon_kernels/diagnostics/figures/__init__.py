@@ -7,10 +7,11 @@ from .curves import Curve, curves, draw_curves, draw_mean_std
 from .histograms import draw_spectrum_slice, spectrum_slice
 from .maps import draw_phase_map, draw_rate_contour, phase_map
 from .structures import projections, random_symmetric, save_structure_animation, structure_gallery
-from .style import LINES, Line, family_colors, line, log_y, powers_of_two, save
+from .style import CYCLE, LINES, Line, family_colors, line, log_y, powers_of_two, save
 from .weights import draw_weight_grid
 
 __all__ = [
+    "CYCLE",
     "LINES",
     "Curve",
     "Line",
