@@ -24,6 +24,7 @@ from .orthogonalize import (
     Method,
     Orthogonalizer,
     default_compute_dtype,
+    scratch_bytes,
 )
 from .report import parameter_table
 from .scaling import Rule, resolve_rule
@@ -348,8 +349,10 @@ class Muon(Optimizer):
     def _step_bucket(self, group: dict[str, Any], bucket: _Bucket, amp: _LossScale) -> None:
         device = bucket.params[0].device
         compute = group["compute_dtype"] or default_compute_dtype(device)
+        rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
         shapes = tuple((p.shape[0], p.shape[1]) for p in bucket.params)
-        for wave in plan_waves(shapes, compute.itemsize, self._workspace_bytes(device)):
+        need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
+        for wave in plan_waves(shapes, tuple(need[s] for s in shapes), self._workspace_bytes(device)):
             self._step_wave(group, bucket.select(wave.order), wave, compute, amp.on(device))
 
     def _workspace_bytes(self, device: torch.device) -> int:

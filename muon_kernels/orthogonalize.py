@@ -13,7 +13,7 @@ from .chain import gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
 from .ops import chains, normalize
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
-from .workspace import empty_batch
+from .workspace import empty_batch, padded
 
 Method = Literal["auto", "standard", "gram", "svd"]
 METHODS = get_args(Method)
@@ -126,6 +126,13 @@ class Orthogonalizer:
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
         chains(self._workspace, self._plan.program)
         return [view(self._workspace, buffer) for buffer in self._plan.results]
+
+
+def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method, compute_dtype: torch.dtype) -> int:
+    """Scratch memory that an `Orthogonalizer` takes for one [rows, cols] matrix."""
+    if method == "svd":
+        return rows * padded(cols, compute_dtype.itemsize) * compute_dtype.itemsize
+    return _plan(((1, rows, cols),), tuple(steps), method, compute_dtype).program.elements * compute_dtype.itemsize
 
 
 class _Plan(NamedTuple):

@@ -26,41 +26,33 @@ class Wave:
 
 
 @lru_cache(maxsize=256)
-def plan_waves(shapes: tuple[tuple[int, int], ...], element_size: int, max_bytes: int) -> tuple[Wave, ...]:
+def plan_waves(shapes: tuple[tuple[int, int], ...], needs: tuple[int, ...], max_bytes: int) -> tuple[Wave, ...]:
     """Cuts a list of matrices into waves whose scratch memory stays within `max_bytes`.
 
     Matrices are taken by falling size, so that equal shapes meet and no wave mixes very different costs. A matrix that
-    alone needs more than `max_bytes` gets a wave of its own. A function of the shapes only: the same list gives the
+    alone needs more than `max_bytes` gets a wave of its own. A function of its arguments only: the same list gives the
     same waves on every machine.
+
+    Args:
+        shapes: rows and columns of every matrix.
+        needs: bytes of scratch memory of every matrix.
     """
     by_size = sorted(range(len(shapes)), key=lambda i: (-shapes[i][0] * shapes[i][1], shapes[i], i))
     waves: list[list[int]] = []
     used = 0
     for i in by_size:
-        need = scratch_bytes(*shapes[i], element_size)
-        if not waves or used + need > max_bytes:
+        if not waves or used + needs[i] > max_bytes:
             waves.append([])
             used = 0
         waves[-1].append(i)
-        used += need
+        used += needs[i]
     return tuple(Wave(tuple(order), _runs([shapes[i] for i in order])) for order in waves)
-
-
-def scratch_bytes(rows: int, cols: int, element_size: int) -> int:
-    """Upper bound of what one matrix needs in a chain: two copies of itself and five of its Gram matrix."""
-    side = min(rows, cols)
-    return element_size * (2 * rows * padded(cols, element_size) + 5 * side * padded(side, element_size))
 
 
 def empty_batch(count: int, rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised [count, rows, cols] whose rows start on ALIGNMENT-byte boundaries; padding is never read."""
     storage = torch.empty((count, rows, padded(cols, dtype.itemsize)), dtype=dtype, device=device)
     return storage[:, :, :cols]
-
-
-def empty_like_batch(x: Tensor, rows: int, cols: int, dtype: torch.dtype | None = None) -> Tensor:
-    """`empty_batch` with the batch size, device and (by default) the dtype of the problem `x`."""
-    return empty_batch(x.shape[0], rows, cols, dtype or x.dtype, x.device)
 
 
 def padded(cols: int, element_size: int) -> int:

@@ -1,29 +1,50 @@
 import torch
 
-from muon_kernels.workspace import empty_batch, plan_waves, scratch_bytes
+from muon_kernels.coefficients import resolve_coefficients
+from muon_kernels.orthogonalize import Orthogonalizer, scratch_bytes
+from muon_kernels.workspace import empty_batch, plan_waves
 
 SHAPES = ((768, 768),) * 4 + ((3072, 768), (768, 3072), (7, 9), (1, 1))
+NEEDS = tuple(8 * rows * cols for rows, cols in SHAPES)
 
 
 def test_every_matrix_runs_once_within_the_bound():
-    bound = 3 * scratch_bytes(3072, 768, 2)
-    waves = plan_waves(SHAPES, 2, bound)
+    bound = 3 * 8 * 3072 * 768
+    waves = plan_waves(SHAPES, NEEDS, bound)
+    assert len(waves) > 1
     assert sorted(i for wave in waves for i in wave.order) == list(range(len(SHAPES)))
     for wave in waves:
-        assert sum(scratch_bytes(*SHAPES[i], 2) for i in wave.order) <= bound
+        assert sum(NEEDS[i] for i in wave.order) <= bound
         expanded = [(r, c) for count, r, c in wave.groups for _ in range(count)]
         assert expanded == [SHAPES[i] for i in wave.order]
         assert len({group[1:] for group in wave.groups}) == len(wave.groups)
 
 
 def test_a_matrix_larger_than_the_bound_gets_a_wave_of_its_own():
-    waves = plan_waves(SHAPES, 2, 1)
+    waves = plan_waves(SHAPES, NEEDS, 1)
     assert [len(wave.order) for wave in waves] == [1] * len(SHAPES)
 
 
 def test_one_wave_when_everything_fits():
-    assert len(plan_waves(SHAPES, 2, 2**40)) == 1
-    assert plan_waves((), 2, 1) == ()
+    assert len(plan_waves(SHAPES, NEEDS, 2**40)) == 1
+    assert plan_waves((), (), 1) == ()
+
+
+def test_scratch_bytes_is_what_is_allocated():
+    rows = resolve_coefficients("original", 5)
+    for shape in ((40, 40), (24, 61), (61, 24)):
+        for method in ("standard", "gram"):
+            for dtype in (torch.bfloat16, torch.float32):
+                need = scratch_bytes(*shape, rows, method=method, compute_dtype=dtype)
+                chain = Orthogonalizer(
+                    [(3, *shape)], rows, method=method, compute_dtype=dtype, device=torch.device("cpu")
+                )
+                assert chain.inputs[0].untyped_storage().nbytes() == 3 * need
+
+
+def test_a_square_matrix_needs_three_times_itself():
+    rows = resolve_coefficients("original", 5)
+    assert scratch_bytes(64, 64, rows, method="standard", compute_dtype=torch.float16) == 3 * 2 * 64 * 64
 
 
 def test_rows_start_on_16_bytes():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..coefficients import resolve_coefficients
 from ..ops import apply, prologue
-from ..orthogonalize import Orthogonalizer
+from ..orthogonalize import Orthogonalizer, scratch_bytes
 from ..workspace import plan_waves
 from .exchange import Segment, Wave
 from .layout import Piece
@@ -124,15 +124,11 @@ class BucketStep:
         send = torch.empty(sum(exchange.send_splits), dtype=results, device=self.device)
         owned = [n for n in wave.owned if self._active(wave.gather.received[n][0])]
         shapes = tuple((self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned)
-        for part in plan_waves(shapes, compute.itemsize, self._max_bytes):
+        rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
+        need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
+        for part in plan_waves(shapes, tuple(need[s] for s in shapes), self._max_bytes):
             numbers = [owned[i] for i in part.order]
-            chain = Orthogonalizer(
-                part.groups,
-                resolve_coefficients(group["ns_coefficients"], group["ns_steps"]),
-                method=group["method"],
-                compute_dtype=compute,
-                device=self.device,
-            )
+            chain = Orthogonalizer(part.groups, rows, method=group["method"], compute_dtype=compute, device=self.device)
             matrices = [matrix for batch in chain.inputs for matrix in batch.unbind(0)]
             for number, matrix in zip(numbers, matrices, strict=True):
                 for segment in wave.gather.received[number]:
