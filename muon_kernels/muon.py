@@ -88,7 +88,8 @@ class Muon(Optimizer):
         weight_decay_rule: "decoupled", or "cautious", which decays only where update and parameter agree in sign; of
             groups with Muon, not for parameters that several ranks share.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
-            that needs more still runs. Default: 512 MiB, on the CPU 24 MiB.
+            that needs more still runs. Default: 512 MiB, on the CPU 24 MiB. A normaliser and cautious decay take
+            float32 copies of a wave's matrices besides.
         process_group: ranks (a ProcessGroup or a 1-D DeviceMesh) that hold the plain tensors among the parameters, and
             their gradients, alike (DDP), so that they share the work; also per group. Without it they do not
             communicate. DTensors (FSDP2, HSDP, tensor parallel) always share it over their own meshes.

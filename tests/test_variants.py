@@ -143,7 +143,9 @@ def test_with_masters_the_rounding_of_the_float32_trajectory(normalizer, rule, d
         for optimizer in optimizers:
             optimizer.step()
     for p, q in zip(low, exact, strict=True):
-        assert torch.equal(optimizers[0].state[p]["master"], q.detach()) and torch.equal(p.detach(), q.detach().to(dtype))
+        assert torch.equal(optimizers[0].state[p]["master"], q.detach()) and torch.equal(
+            p.detach(), q.detach().to(dtype)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
