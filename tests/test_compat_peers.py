@@ -90,6 +90,8 @@ def test_timm(options):
 def test_timm_adamuon(options):
     """As above, and timm takes the update's norm from the shape: measured with timm 1.0.31 at most 1.1e-2 apart."""
     ours, theirs = timm_pair(**options)
+    if "algo" not in theirs[1].param_groups[0]:
+        pytest.skip("this timm has no AdaMuon")
     for group in ours[1].param_groups:
         group["normalizer"] = AdaMuon()
     for group in theirs[1].param_groups:
