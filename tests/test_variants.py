@@ -112,6 +112,19 @@ def test_without_a_gradient_direction_nothing_moves(normalizer, rule):
     assert torch.equal(p.detach(), start)
 
 
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_rows_without_a_gradient_stay(normalizer):
+    (p,) = params = make_params(torch.float64, [(6, 4)])
+    start = p.detach().clone()
+    optimizer = Muon(params, lr=0.1, weight_decay=0.0, normalizer=normalizer, **FLOAT64)
+    for _ in range(3):
+        p.grad = torch.randn_like(p)
+        p.grad[2:4] = 0
+        optimizer.step()
+    assert torch.equal(p.detach()[2:4], start[2:4])
+    assert p.isfinite().all() and not torch.equal(p.detach(), start)
+
+
 def test_cautious_decay_where_signs_agree_alone():
     p = nn.Parameter(torch.tensor([[2.0, -2.0], [-4.0, 4.0]], dtype=torch.float64))
     optimizer = Muon([p], lr=0.5, weight_decay=0.25, weight_decay_rule="cautious", adjust_lr_fn=lambda shape: 0.0)
@@ -260,8 +273,8 @@ def test_states_by_parameter_hold_second_moments(normalizer):
         ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
         ({"beta2": -0.1}, r"beta2 must be in \[0, 1\), got -0.1"),
         ({"beta2": math.nan}, r"beta2 must be in \[0, 1\), got nan"),
-        ({"eps": -1e-8}, "eps must be >= 0 and finite, got -1e-08"),
-        ({"eps": math.inf}, "eps must be >= 0 and finite, got inf"),
+        ({"eps": 0.0}, "eps must be > 0 and finite, got 0.0"),
+        ({"eps": math.inf}, "eps must be > 0 and finite, got inf"),
     ],
 )
 def test_values_out_of_range(kind, options, message):

@@ -28,7 +28,7 @@ class Normalizer(ABC):
 
     Args:
         beta2: decay of the second moment, in [0, 1).
-        eps: added to the root of the second moment, >= 0.
+        eps: added to the root of the second moment, > 0.
 
     Raises:
         ValueError: an argument that is out of its range, by name and value.
@@ -43,8 +43,8 @@ class Normalizer(ABC):
     def __post_init__(self) -> None:
         if not 0.0 <= self.beta2 < 1.0:
             raise ValueError(f"beta2 must be in [0, 1), got {self.beta2}")
-        if not 0.0 <= self.eps < math.inf:
-            raise ValueError(f"eps must be >= 0 and finite, got {self.eps}")
+        if not 0.0 < self.eps < math.inf:  # a row that never had a gradient has the root 0
+            raise ValueError(f"eps must be > 0 and finite, got {self.eps}")
 
     def moments(self, state: dict[str, Any], param: Tensor, layout: Layout) -> list[Tensor]:
         """The second moment of every matrix of a parameter: views of the tensor that `state` has or is given.
