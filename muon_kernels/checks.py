@@ -12,6 +12,8 @@ from .coefficients import resolve_coefficients
 from .matrices import freeze_layout
 from .orthogonalize import check_options
 from .scaling import resolve_rule
+from .variants.normalizers import check_normalizer
+from .variants.weight_decay import check_rule
 
 
 def check_common(options: dict[str, Any]) -> None:
@@ -39,6 +41,18 @@ def check_muon(options: dict[str, Any]) -> None:
         options["compute_dtype"] or torch.float32,
     )
     _check_dtype("momentum_dtype", options["momentum_dtype"])
+    check_normalizer(options["normalizer"])
+    check_rule(options["weight_decay_rule"])
+
+
+def check_shared(group: dict[str, Any]) -> None:
+    """Raises ValueError for an option that parameters of several ranks cannot have."""
+    plain: dict[str, str | None] = {"master_dtype": None}
+    if group["use_muon"]:
+        plain |= {"normalizer": None, "weight_decay_rule": "decoupled"}
+    for name, value in plain.items():
+        if group[name] != value:
+            raise ValueError(f"{name} must be {value} for parameters that several ranks share, got {group[name]}")
 
 
 def _check_dtype(name: str, dtype: torch.dtype | None) -> None:

@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Layout = str | Sequence[int] | Callable[[Tensor], Sequence[Tensor]] | None
@@ -97,6 +98,14 @@ def split(tensor: Tensor, layout: Layout) -> list[Tensor]:
 def step_factor(shape: Sequence[int], layout: Layout) -> float:
     """What the layout multiplies the step of each of its matrices by."""
     return math.prod(shape[2:]) ** -0.5 if layout == "conv_batched" else 1.0
+
+
+def ordered_like(p: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` itself, or a copy with its dimensions in the order in which the parameter's lie in memory."""
+    if tensor.stride() == p.stride():
+        return tensor
+    ordered = torch.empty_like(p, dtype=tensor.dtype, memory_format=torch.preserve_format)
+    return tensor if ordered.stride() == tensor.stride() else ordered.copy_(tensor)
 
 
 def _counts(layout: str, rows: int, cols: int) -> tuple[int, int]:

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import auxiliary
-from .checks import check_common, check_grads, check_muon
+from .buckets import Bucket, build_buckets, lr_scale
+from .checks import check_common, check_grads, check_muon, check_shared
 from .coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
 from .distributed.binding import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
 from .masters import Masters
-from .matrices import Layout, freeze_layout, split, step_factor
+from .matrices import Layout, freeze_layout, split
 from .ops import apply, prologue
 from .orthogonalize import (
     DEFAULT_EPS,
@@ -27,7 +28,9 @@ from .orthogonalize import (
     scratch_bytes,
 )
 from .report import parameter_table
-from .scaling import Rule, resolve_rule
+from .scaling import Rule
+from .variants import Normalizer, WeightDecayRule
+from .variants.weight_decay import with_cautious_decay
 from .workspace import Wave, plan_waves
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
@@ -44,23 +47,6 @@ class _LossScale(NamedTuple):
 
     def on(self, device: torch.device) -> _LossScale:
         return _LossScale(*(None if value is None else value.to(device, non_blocking=True) for value in self))
-
-
-class _Bucket(NamedTuple):
-    """Matrices of a step that run together: views of parameter, gradient and momentum, and the rule's factor for lr."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    momenta: list[Tensor]
-    scales: list[float]
-
-    def select(self, order: Sequence[int]) -> _Bucket:
-        return _Bucket(
-            [self.params[i] for i in order],
-            [self.grads[i] for i in order],
-            [self.momenta[i] for i in order],
-            [self.scales[i] for i in order],
-        )
 
 
 class Muon(Optimizer):
@@ -98,8 +84,13 @@ class Muon(Optimizer):
         layout: how a parameter is made of matrices: None for a 2-D one as it is; "flatten" and others for convolutions,
             experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
             parameter of its own.
+        normalizer: what divides an orthogonalised update by the root of its second moment: None, or `NorMuon` or
+            `AdaMuon` of `muon_kernels.variants`. Not for parameters that several ranks share.
+        weight_decay_rule: "decoupled", or "cautious", which decays only where update and parameter agree in sign; of
+            groups with Muon, not for parameters that several ranks share.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
-            that needs more still runs. Default: 512 MiB, on the CPU 24 MiB.
+            that needs more still runs. Default: 512 MiB, on the CPU 24 MiB. A normaliser and cautious decay take
+            float32 copies of a wave's matrices besides.
         process_group: ranks (a ProcessGroup or a 1-D DeviceMesh) that hold the plain tensors among the parameters, and
             their gradients, alike (DDP), so that they share the work; also per group. Without it they do not
             communicate. DTensors (FSDP2, HSDP, tensor parallel) always share it over their own meshes.
@@ -131,6 +122,8 @@ class Muon(Optimizer):
         master_dtype: torch.dtype | None = None,
         maximize: bool = False,
         layout: Layout = None,
+        normalizer: Normalizer | None = None,
+        weight_decay_rule: WeightDecayRule = "decoupled",
         max_workspace_bytes: int | None = None,
         process_group: Shared | None = None,
         state_sharding: StateSharding = "match",
@@ -151,6 +144,8 @@ class Muon(Optimizer):
             "master_dtype": master_dtype,
             "maximize": maximize,
             "layout": layout,
+            "normalizer": normalizer,
+            "weight_decay_rule": weight_decay_rule,
         }
         check_common(defaults)
         check_muon(defaults)
@@ -194,10 +189,8 @@ class Muon(Optimizer):
 
     def _add_shared(self, group: dict[str, Any], shared: Shared | None) -> None:
         """Gives what other ranks hold too a state from the start, so that checkpoints have the same keys everywhere."""
-        if group["master_dtype"] is not None and (shared is not None or any(map(is_dtensor, group["params"]))):
-            raise ValueError(
-                f"master_dtype must be None for parameters that several ranks share, got {group['master_dtype']}"
-            )
+        if shared is not None or any(map(is_dtensor, group["params"])):
+            check_shared(group)
         if not group["use_muon"]:
             for p in group["params"]:
                 if is_dtensor(p) or shared is not None:
@@ -276,7 +269,7 @@ class Muon(Optimizer):
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params in work]
         buckets = [
-            self._buckets(group, params, targets) if group["use_muon"] else []
+            build_buckets(group, params, targets, self.state) if group["use_muon"] else []
             for (group, params), targets in zip(work, opened, strict=True)
         ]
         for (group, params), targets, group_buckets in zip(work, opened, buckets, strict=True):
@@ -310,43 +303,9 @@ class Muon(Optimizer):
         together send in a step.
         """
         shared = self._shares.explain(self.param_groups, self.state, self._workspace_bytes)
-        return parameter_table(self.param_groups, _scale, shared)
+        return parameter_table(self.param_groups, lr_scale, shared)
 
-    def _buckets(self, group: dict[str, Any], params: list[Tensor], targets: list[Tensor]) -> list[_Bucket]:
-        """Matrices by device and by the dtypes of what is stepped, gradient and momentum."""
-        buckets: dict[tuple[Any, ...], _Bucket] = {}
-        scales: dict[tuple[torch.Size, torch.Size], float] = {}  # few shapes, many parameters
-        layout = group["layout"]
-        for p, target in zip(params, targets, strict=True):
-            grad = p.grad
-            assert grad is not None
-            state = self.state[p]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(
-                    grad, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
-                )
-            if layout is not None:
-                grad = _ordered_like(target, grad)
-                state["momentum_buffer"] = _ordered_like(target, state["momentum_buffer"])
-            momentum = state["momentum_buffer"]
-            if not p.numel():
-                continue
-            key = (p.device, target.dtype, grad.dtype, momentum.dtype)
-            bucket = buckets.get(key)
-            if bucket is None:
-                bucket = buckets[key] = _Bucket([], [], [], [])
-            views = split(target, layout)
-            bucket.params.extend(views)
-            bucket.grads.extend(split(grad, layout))
-            bucket.momenta.extend(split(momentum, layout))
-            for matrix in views:
-                shapes = (p.shape, matrix.shape)
-                if shapes not in scales:
-                    scales[shapes] = _scale(group, p, matrix.shape)
-                bucket.scales.append(scales[shapes])
-        return list(buckets.values())
-
-    def _step_bucket(self, group: dict[str, Any], bucket: _Bucket, amp: _LossScale) -> None:
+    def _step_bucket(self, group: dict[str, Any], bucket: Bucket, amp: _LossScale) -> None:
         device = bucket.params[0].device
         compute = group["compute_dtype"] or default_compute_dtype(device)
         rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
@@ -360,7 +319,7 @@ class Muon(Optimizer):
         return self._max_workspace_bytes or default
 
     def _step_wave(
-        self, group: dict[str, Any], matrices: _Bucket, wave: Wave, compute: torch.dtype, amp: _LossScale
+        self, group: dict[str, Any], matrices: Bucket, wave: Wave, compute: torch.dtype, amp: _LossScale
     ) -> None:
         device = matrices.params[0].device
         chain = Orthogonalizer(
@@ -383,28 +342,23 @@ class Muon(Optimizer):
             found_inf=amp.found_inf,
         )
         orthogonal = chain.run(chain.inputs, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
-        lr = group["lr"]
+        if group["normalizer"] is not None:
+            orthogonal = group["normalizer"].run(orthogonal, matrices.moments, amp.found_inf)
+        lr, weight_decay, scales = group["lr"], group["weight_decay"], matrices.scales
+        if group["weight_decay_rule"] == "cautious":
+            updates = with_cautious_decay(orthogonal, matrices.params, scales, weight_decay)
+            weight_decay, scales = 0.0, [1.0] * len(scales)
+        else:
+            updates = _unbind(orthogonal)
         apply(
             matrices.params,
-            _unbind(orthogonal),
+            updates,
             lr=lr.to(device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
-            weight_decay=group["weight_decay"],
-            scales=matrices.scales,
+            weight_decay=weight_decay,
+            scales=scales,
             found_inf=amp.found_inf,
         )
 
 
 def _unbind(batches: Sequence[Tensor]) -> list[Tensor]:
     return [matrix for batch in batches for matrix in batch.unbind(0)]
-
-
-def _scale(group: dict[str, Any], p: Tensor, shape: Sequence[int]) -> float:
-    return resolve_rule(group["adjust_lr_fn"])(shape) * step_factor(p.shape, group["layout"])
-
-
-def _ordered_like(p: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` itself, or a copy with its dimensions in the order in which the parameter's lie in memory."""
-    if tensor.stride() == p.stride():
-        return tensor
-    ordered = torch.empty_like(p, dtype=tensor.dtype, memory_format=torch.preserve_format)
-    return tensor if ordered.stride() == tensor.stride() else ordered.copy_(tensor)

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from muon_kernels import Muon
 from muon_kernels.distributed.binding import local
+from muon_kernels.variants import AdaMuon, NorMuon
 
 
 def grads_come_and_go(kind: str) -> None:
@@ -198,6 +199,33 @@ def refused_at_construction() -> list[str]:
             texts.append(f"{type(error).__name__}: {error}")
         assert len(optimizer.param_groups) == 1 and list(optimizer.state) == [good]
     return texts
+
+
+def variants_at_construction(kind: str) -> list[str]:
+    """One text for each option; groups without Muon do not mind."""
+    lies = LIES[kind]
+    make = lambda: nn.Parameter(lies.put(torch.ones(4, 4), lies.mesh()))  # noqa: E731
+    optimizer = Muon([make()], **lies.options())
+    texts = []
+    for options in ({"normalizer": AdaMuon()}, {"weight_decay_rule": "cautious"}):
+        try:
+            optimizer.add_param_group({"params": [make()], **options})
+        except ValueError as error:
+            texts.append(str(error))
+        assert len(optimizer.param_groups) == 1 and len(optimizer.state) == 1
+        Muon([{"params": [make()], "use_muon": False}], **options, **lies.options())
+    return texts
+
+
+def variant_between_steps(name: str) -> str:
+    """An option that was refused at construction comes later, as by a checkpoint."""
+    pair = Pair(LIES["FSDP"], SHAPES)
+    pair.set_grads(0)
+    group = pair.many.param_groups[0]
+    plain = group[name]
+    group[name] = {"normalizer": NorMuon(), "weight_decay_rule": "cautious"}[name]
+    return fails(pair, "RankFailed", f"ValueError: {name} must be {plain} for parameters that several ranks share",
+                 after=lambda: group.update({name: plain}))  # fmt: skip
 
 
 def nobody_there() -> list[str]:

@@ -40,14 +40,18 @@ class Float64Muon:
         self.row, self.eps, self.ns_steps = row, eps, ns_steps
 
     def step(self, grads):
-        a, b, c = self.row
         for p, m, g in zip(self.params, self.buffers, grads, strict=True):
-            g = g.double()
-            m.mul_(self.momentum).add_(g, alpha=1 - self.momentum)
-            x = self.momentum * m + (1 - self.momentum) * g if self.nesterov else m.clone()
-            x /= max(x.norm().item(), self.eps)
-            for _ in range(self.ns_steps):
-                gram = x @ x.T
-                x = a * x + (b * gram + c * gram @ gram) @ x
+            x = self.orthogonalized(m, g.double())
             rows, cols = p.shape
             p.mul_(1 - self.lr * self.weight_decay).sub_(self.lr * math.sqrt(max(1, rows / cols)) * x)
+
+    def orthogonalized(self, m, g):
+        """Moves the momentum m toward g and returns what becomes of it."""
+        a, b, c = self.row
+        m.mul_(self.momentum).add_(g, alpha=1 - self.momentum)
+        x = self.momentum * m + (1 - self.momentum) * g if self.nesterov else m.clone()
+        x /= max(x.norm().item(), self.eps)
+        for _ in range(self.ns_steps):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x

@@ -9,6 +9,7 @@ from torch import nn
 
 from muon_kernels import Muon, param_groups_for
 from muon_kernels.compat import from_timm, gram_newton_schulz, load_by_parameter
+from muon_kernels.variants import AdaMuon
 
 STEPS = 20
 SHAPES = [(64, 64), (96, 40), (40, 200), (12, 100)]
@@ -83,6 +84,20 @@ def test_timm(options):
     ours, theirs = timm_pair(**options)
     run_all([ours, theirs], STEPS)
     assert distance(ours[0], theirs[0], make_params(torch.float32, TIMM_SHAPES)) < 0.02
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "momentum": 0.8}])
+def test_timm_adamuon(options):
+    """As above, and timm takes the update's norm from the shape: measured with timm 1.0.31 at most 1.1e-2 apart."""
+    ours, theirs = timm_pair(**options)
+    if "algo" not in theirs[1].param_groups[0]:
+        pytest.skip("this timm has no AdaMuon")
+    for group in ours[1].param_groups:
+        group["normalizer"] = AdaMuon()
+    for group in theirs[1].param_groups:
+        group["algo"] = "adamuon"
+    run_all([ours, theirs], STEPS)
+    assert distance(ours[0], theirs[0], make_params(torch.float32, TIMM_SHAPES)) < 0.03
 
 
 def test_a_checkpoint_of_timm_continues():

@@ -10,6 +10,7 @@ from torch import nn
 from muon_kernels import Muon
 from muon_kernels.compat import load_by_parameter, to_torch
 from muon_kernels.compat.torch import _adjust_lr, _zeropower_via_newtonschulz
+from muon_kernels.variants import NorMuon
 
 SHAPES = [(24, 16), (16, 24), (7,), (5, 3)]
 MUON = {"lr": 0.03, "weight_decay": 0.2, "momentum": 0.9}
@@ -114,6 +115,8 @@ def test_matrices_as_batches_of_one_go_back_to_torch():
     [
         ({"layout": "qkv"}, "layout to be None, got 'qkv'"),
         ({"maximize": True}, "maximize to be False, got True"),
+        ({"normalizer": NorMuon()}, r"normalizer to be None, got NorMuon\(beta2=0.95, eps=1e-08\)"),
+        ({"weight_decay_rule": "cautious"}, "weight_decay_rule to be 'decoupled', got 'cautious'"),
         ({"safety_factor": 1.02}, "safety_factor to be 1.0, got 1.02"),
         ({"method": "svd"}, "method to be a Newton-Schulz chain, got 'svd'"),
         ({"adjust_lr_fn": "max_dim"}, "adjust_lr_fn to be one of .*, got 'max_dim'"),

@@ -54,6 +54,20 @@ def test_what_has_no_plan_is_refused(ranks):
         assert all(text.startswith(pattern) for text, pattern in zip(texts, patterns, strict=True)), texts
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DDP"])
+def test_variants_are_refused(ranks, kind):
+    for texts in ranks(4).run(jobs.variants_at_construction, kind):
+        assert texts == [
+            "normalizer must be None for parameters that several ranks share, got AdaMuon(beta2=0.95, eps=1e-08)",
+            "weight_decay_rule must be decoupled for parameters that several ranks share, got cautious",
+        ]
+
+
+@pytest.mark.parametrize("name", ["normalizer", "weight_decay_rule"])
+def test_a_variant_that_comes_between_steps_is_refused(ranks, name):
+    assert len(set(ranks(4).run(jobs.variant_between_steps, name))) == 1
+
+
 def test_a_process_group_must_be_a_line(ranks):
     for text in ranks(4).run(jobs.wrong_process_group):
         assert text.startswith("process_group must be a ProcessGroup or a 1-D DeviceMesh, got DeviceMesh")

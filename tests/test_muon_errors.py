@@ -6,6 +6,7 @@ from optimizers import make_params, set_grads
 from torch import nn
 
 from muon_kernels import Muon
+from muon_kernels.variants import NorMuon
 
 MATRIX = [(4, 6)]
 
@@ -33,6 +34,9 @@ MATRIX = [(4, 6)]
         ({"momentum_dtype": torch.int8}, ValueError, "momentum_dtype must be None or a floating dtype, got torch.int8"),
         ({"master_dtype": torch.int8}, ValueError, "master_dtype must be None or a floating dtype, got torch.int8"),
         ({"master_dtype": "float32"}, ValueError, "master_dtype must be None or a floating dtype, got float32"),
+        ({"normalizer": "normuon"}, TypeError, r"normalizer must be None, NorMuon\(...\) or .*got 'normuon'"),
+        ({"normalizer": NorMuon}, TypeError, "normalizer must be None, .*got <class"),
+        ({"weight_decay_rule": "l2"}, ValueError, "weight_decay_rule must be one of decoupled, cautious, got 'l2'"),
         ({"max_workspace_bytes": 0}, ValueError, "max_workspace_bytes must be > 0, got 0"),
     ],
 )

@@ -27,8 +27,9 @@ def to_torch(state_dict: StateDict) -> tuple[StateDict, StateDict]:
     Parameters are numbered anew within each, in their order.
 
     Raises:
-        ValueError: a group that torch cannot continue, with the option and its value: a layout, maximize,
-            a safety factor, the method "svd", a rule or coefficients that torch does not have, NAdam.
+        ValueError: a group that torch cannot continue, with the option and its value: a layout, maximize, a
+            normaliser, cautious decay, a safety factor, the method "svd", a rule or coefficients that torch does not
+            have, NAdam.
     """
     parts: tuple[StateDict, StateDict] = ({"state": {}, "param_groups": []}, {"state": {}, "param_groups": []})
     counts = [0, 0]
@@ -55,6 +56,8 @@ def _torch_muon_options(group: dict[str, Any], number: int, states: list[dict[st
     for name, fits, needed in (
         ("layout", group["layout"] is None or plain, "None"),
         ("maximize", not group["maximize"], "False"),
+        ("normalizer", group["normalizer"] is None, "None"),
+        ("weight_decay_rule", group["weight_decay_rule"] == "decoupled", "'decoupled'"),
         ("safety_factor", group["safety_factor"] == 1.0, "1.0"),
         ("method", group["method"] != "svd", "a Newton-Schulz chain"),
         ("adjust_lr_fn", group["adjust_lr_fn"] in _TORCH_RULES, f"one of {_TORCH_RULES}"),

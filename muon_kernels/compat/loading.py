@@ -54,9 +54,13 @@ def _check_state(state: dict[str, Any], p: Tensor, group: dict[str, Any], where:
     needed = _MUON_KEYS if group["use_muon"] else _ADAMW_KEYS
     if not group["use_muon"] and group["algorithm"] == "nadam":
         needed = needed | {"mu_product"}
-    if set(state) - {"master"} != needed:
+    optional = {"master": p.shape}
+    if group["use_muon"] and group["normalizer"] is not None:
+        optional[group["normalizer"].key] = group["normalizer"].shape(p, group["layout"])
+    if set(state) - set(optional) != needed:
         raise ValueError(f"{where} must have the state {sorted(needed)}, got {sorted(state)}")
     for key, value in state.items():
-        if not isinstance(value, Tensor) or (value.ndim and value.shape != p.shape):
+        expected = optional.get(key, p.shape)
+        if not isinstance(value, Tensor) or (value.ndim and value.shape != expected):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{where} must have a {key!r} of shape {list(p.shape)}, got {shape}")
+            raise ValueError(f"{where} must have a {key!r} of shape {list(expected)}, got {shape}")

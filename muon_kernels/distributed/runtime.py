@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from ..checks import check_shared
 from ..coefficients import resolve_coefficients
 from ..matrices import step_factor
 from ..orthogonalize import default_compute_dtype
@@ -125,6 +126,8 @@ class Shares:
             for p, momentum in momenta.items():
                 check_tensors(p, self._members[p], momentum)
             buckets = list(self._planned(groups, momenta, max_bytes))
+            for _, group in buckets:
+                check_shared(group)
         except (RuntimeError, TypeError, ValueError) as error:
             failure = error
         heard: DistributedError | None = None

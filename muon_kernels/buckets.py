@@ -1,0 +1,84 @@
+"""What of a group runs together in a step: its matrices, by device and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .matrices import ordered_like, split, step_factor
+from .scaling import resolve_rule
+
+
+class Bucket(NamedTuple):
+    """Matrices of a step that run together: views of parameter, gradient and momentum, and the rule's factor for lr.
+
+    moments: views of their second moments if the group has a normaliser, otherwise empty.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    momenta: list[Tensor]
+    scales: list[float]
+    moments: list[Tensor]
+
+    def select(self, order: Sequence[int]) -> Bucket:
+        return Bucket(
+            [self.params[i] for i in order],
+            [self.grads[i] for i in order],
+            [self.momenta[i] for i in order],
+            [self.scales[i] for i in order],
+            [self.moments[i] for i in order] if self.moments else [],
+        )
+
+
+def build_buckets(
+    group: dict[str, Any], params: list[Tensor], targets: list[Tensor], states: Mapping[Tensor, dict[str, Any]]
+) -> list[Bucket]:
+    """Matrices by device and by the dtypes of what is stepped, gradient and momentum.
+
+    Args:
+        params: those of the group that have a gradient.
+        targets: what is stepped of each, the parameter itself or its copy of higher precision.
+        states: of the parameters; what a step needs is created where it is missing.
+    """
+    buckets: dict[tuple[Any, ...], Bucket] = {}
+    scales: dict[tuple[torch.Size, torch.Size], float] = {}  # few shapes, many parameters
+    layout, normalizer = group["layout"], group["normalizer"]
+    for p, target in zip(params, targets, strict=True):
+        grad = p.grad
+        assert grad is not None
+        state = states[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(
+                grad, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
+            )
+        if layout is not None:
+            grad = ordered_like(target, grad)
+            state["momentum_buffer"] = ordered_like(target, state["momentum_buffer"])
+        momentum = state["momentum_buffer"]
+        if not p.numel():
+            continue
+        key = (p.device, target.dtype, grad.dtype, momentum.dtype)
+        bucket = buckets.get(key)
+        if bucket is None:
+            bucket = buckets[key] = Bucket([], [], [], [], [])
+        views = split(target, layout)
+        bucket.params.extend(views)
+        bucket.grads.extend(split(grad, layout))
+        bucket.momenta.extend(split(momentum, layout))
+        if normalizer is not None:
+            bucket.moments.extend(normalizer.moments(state, target, layout))
+        for matrix in views:
+            shapes = (p.shape, matrix.shape)
+            if shapes not in scales:
+                scales[shapes] = lr_scale(group, p, matrix.shape)
+            bucket.scales.append(scales[shapes])
+    return list(buckets.values())
+
+
+def lr_scale(group: dict[str, Any], p: Tensor, shape: Sequence[int]) -> float:
+    """What lr is multiplied by for a matrix of `shape` of the parameter `p`."""
+    return resolve_rule(group["adjust_lr_fn"])(shape) * step_factor(p.shape, group["layout"])
