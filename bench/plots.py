@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from .results import Row, Run, best_ours, fastest
 
@@ -58,6 +59,8 @@ def speedup(run: Run, bench: str) -> Figure:
                 axes.bar_label(bar, [f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}"], fontsize=6, padding=1)
     axes.axhline(1, color="black", linewidth=1)
     axes.set_yscale("log")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted(LogFormatter(minor_thresholds=(1, 0.4)))
     axes.set_xticks(range(len(cells)), cells, rotation=30, ha="right")
     axes.set_ylabel(f"times faster than {BASE}\n(each as called or as a CUDA graph)")
     _finish(axes, run, f"Speed-up: {bench}")
