@@ -58,11 +58,6 @@ def empty_batch(count: int, rows: int, cols: int, dtype: torch.dtype, device: to
     return storage[:, :, :cols]
 
 
-def empty_like_batch(x: Tensor, rows: int, cols: int, dtype: torch.dtype | None = None) -> Tensor:
-    """`empty_batch` with the batch size, device and (by default) the dtype of the problem `x`."""
-    return empty_batch(x.shape[0], rows, cols, dtype or x.dtype, x.device)
-
-
 def padded(cols: int, element_size: int) -> int:
     """Elements from one row of `cols` elements to the next, so that every row starts on ALIGNMENT bytes."""
     step = ALIGNMENT // element_size
