@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from _charlm_report import Results, optimizer_share
+from _command import mean_std
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -21,8 +22,7 @@ def draw(results: Results, title: str, path: Path) -> None:
         style = STYLES.get(method.label) or CYCLE[3 + position % (len(CYCLE) - 3)]
         label = f"{method.label}, lr {method.lr:.4g}"
         # The untrained model would stretch the axis to 5.5 nats.
-        losses = np.array([curve.validation_loss[1:] for curve in curves])
-        curve = (losses.mean(0), losses.std(0, ddof=min(1, len(losses) - 1)))
+        curve = mean_std(np.array([curve.validation_loss[1:] for curve in curves]))
         seconds = np.mean([curve.seconds[1:] for curve in curves], axis=0)
         timed = f"{label}: {optimizer_share(curves):.0%} in the optimizer"
         draw_curves(over_tokens, curves[0].tokens[1:], {label: curve}, {label: style})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from _charlm_model import Gpt
+from _gpt import Gpt
 from torch import nn
 
 from muon_kernels import Muon

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from _charlm_model import Shape
+from _gpt import Shape
 
 # The best of a sweep with the tiny preset, docs/charlm.md. torch.optim.Muon is the same algorithm as ours.
 LEARNING_RATES = {"muon": [1.6e-2], "adamw": [4e-3], "torch-muon": [1.6e-2]}

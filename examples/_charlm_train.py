@@ -8,10 +8,10 @@ import torch
 from _charlm_batches import Batches
 from _charlm_checkpoint import load_checkpoint, save_checkpoint
 from _charlm_clock import Clock
-from _charlm_model import Gpt, Shape
 from _charlm_optimizers import Method, build_optimizers
 from _charlm_presets import Preset
 from _charlm_text import Text
+from _gpt import Gpt, Shape
 from torch import Tensor
 
 from muon_kernels import use_backend

@@ -3,11 +3,17 @@
 import argparse
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
+from _data import DataError
 
 import muon_kernels
+
+T = TypeVar("T")
 
 
 def positive(text: str) -> int:
@@ -18,9 +24,22 @@ def positive(text: str) -> int:
     return value
 
 
+def load_or_exit(load: Callable[[Path | None], T], path: Path | None) -> T:
+    """`load(path)`; data that are missing or damaged end the command with what to do."""
+    try:
+        return load(path)
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
 def versions() -> dict[str, str]:
     """What results were made with."""
     return {"muon_kernels": muon_kernels.__version__, "torch": torch.__version__}
+
+
+def mean_std(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (of a sample; 0 for one seed) of [seeds, points] at every point."""
+    return seeds.mean(0), seeds.std(0, ddof=min(1, len(seeds) - 1))
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:

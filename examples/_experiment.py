@@ -1,18 +1,24 @@
-"""What every experiment's command shares: options, a result folder that can be resumed, progress."""
+"""What every experiment on MNIST shares: options, a result folder that can be resumed, progress."""
 
 import argparse
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from _command import load_or_exit, versions
+from _mnist_data import load_mnist
+from _mnist_read import Mnist
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import muon_kernels
+from muon_kernels.diagnostics import figures as drawing
+
+RESULTS = Path("results/local")
 
 Cell = dict[str, Any]  # what is measured: settings of one run
 Row = dict[str, Any]  # a cell and its numbers
@@ -23,8 +29,16 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--full", action="store_true", help="the large settings, for a GPU")
     options.add_argument("--device", help="default: cuda if there is one")
-    options.add_argument("--out", type=Path, help=f"result folder (default runs/{name} or runs/{name}-full)")
+    options.add_argument("--data", type=Path, metavar="DIR", help="IDX files, or a root of torchvision's MNIST/raw")
+    options.add_argument("--out", type=Path, metavar="DIR", help=f"default {RESULTS / name}, with --full {name}-full")
     return options
+
+
+def start(name: str, description: str, arguments: Sequence[str] | None) -> tuple["Experiment", Mnist]:
+    """What the command line asks for, and the data."""
+    options = parser(description, name).parse_args(arguments)
+    data = load_or_exit(load_mnist, options.data)
+    return Experiment(name, options), data
 
 
 class Experiment:
@@ -35,14 +49,14 @@ class Experiment:
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.full = options.full
-        self.folder = options.out or Path("runs") / (f"{name}-full" if options.full else name)
+        self.folder = options.out or RESULTS / (f"{name}-full" if options.full else name)
         self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._results = self.folder / "results.jsonl"
         about = {
             "command": shlex.join(["python", *sys.argv]),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
-            "versions": {"muon_kernels": muon_kernels.__version__, "torch": torch.__version__},
+            "versions": versions(),
         }
         (self.folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
         # The small layers of the small settings are too small to share: a second thread makes them slower.
@@ -64,6 +78,11 @@ class Experiment:
                     done[_key(cell)] = row
                 bar.update()
         return [done[_key(cell)]["cell"] | done[_key(cell)]["result"] for cell in cells]
+
+    def save(self, figures: Mapping[str, Figure], *, dpi: int) -> None:
+        """Writes the figures into the folder as PNG."""
+        for name, figure in figures.items():
+            print("written:", drawing.save(figure, self.folder / f"{name}.png", dpi=dpi))
 
     def _read(self) -> list[dict[str, Any]]:
         """The rows of the file; a last line that an interruption cut short is dropped from it."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from _command import mean_std
 from _mnist_train import History
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -32,7 +33,7 @@ def draw(histories: Histories, start: str, path: Path) -> None:
     accuracies = {name: np.array([run.test_accuracy for run in runs]) for name, runs in histories.items()}
     norms = {name: np.array([run.spectral_norm for run in runs]) for name, runs in histories.items()}
     for axes, by_name in ((accuracy, accuracies), (norm, norms)):
-        draw_curves(axes, range(epochs + 1), {name: _mean_std(values) for name, values in by_name.items()})
+        draw_curves(axes, range(epochs + 1), {name: mean_std(values) for name, values in by_name.items()})
     everything = np.concatenate(list(accuracies.values()))
     # The untrained network would stretch the axis over 90 points and hide the two or three that the figure is about.
     trained = everything[:, 1:]
@@ -46,7 +47,3 @@ def draw(histories: Histories, start: str, path: Path) -> None:
         axes.tick_params(labelsize=14)
         axes.legend(fontsize=16, loc="lower right" if axes is accuracy else "best")
     save(figure, path, dpi=100)
-
-
-def _mean_std(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return seeds.mean(0), seeds.std(0, ddof=min(1, len(seeds) - 1))

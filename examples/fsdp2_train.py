@@ -20,14 +20,18 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from _transformer import Transformer, read_text, tensor_parallel, windows
+from _fsdp2_train_text import read_text, windows
+from _gpt import Gpt, Shape
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from muon_kernels import Muon
+
+HEAD_WIDTH = 16
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -50,7 +54,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def place(model: Transformer, options: argparse.Namespace, device: str) -> tuple[nn.Module, DeviceMesh | None]:
+def tensor_parallel(model: Gpt, mesh: DeviceMesh) -> None:
+    """Cuts heads and hidden units over the ranks of a 1-D mesh."""
+    columns = dict.fromkeys(("query", "key", "value", "mlp_in"), ColwiseParallel())
+    rows = dict.fromkeys(("attention_out", "mlp_out"), RowwiseParallel())
+    for block in model.blocks:
+        parallelize_module(block, mesh, columns | rows)
+
+
+def place(model: Gpt, options: argparse.Namespace, device: str) -> tuple[nn.Module, DeviceMesh | None]:
     """The model on all ranks, and the mesh over which they share the batch (None: all of them)."""
     world = dist.get_world_size()
     if options.ddp:
@@ -105,8 +117,11 @@ def train(options: argparse.Namespace) -> list[float]:
     rank, device = dist.get_rank(), "cuda" if torch.cuda.is_available() else "cpu"
     if options.tp < 1 or dist.get_world_size() % (2 if options.hsdp else options.tp):
         raise ValueError(f"{dist.get_world_size()} ranks cannot be divided as {options} asks")
+    if options.width < HEAD_WIDTH or options.width % HEAD_WIDTH:
+        raise ValueError(f"--width must be a multiple of {HEAD_WIDTH}, got {options.width}")
     torch.manual_seed(0)
-    model, data = place(Transformer(options.layers, options.width, options.context).to(device), options, device)
+    shape = Shape(options.layers, options.width, options.width // HEAD_WIDTH, options.context)
+    model, data = place(Gpt(shape).to(device), options, device)
     training = Training(model, build_optimizer(model, ddp=options.ddp))
     if options.checkpoint and (options.checkpoint / ".metadata").exists():
         training.load(options.checkpoint)
@@ -117,8 +132,8 @@ def train(options: argparse.Namespace) -> list[float]:
         raise ValueError(f"--batch must be a multiple of {shares}, got {options.batch}")
     text, losses = read_text(options.text), []
     while training.step < options.steps:
-        x, y = (t.chunk(shares)[share].to(device) for t in windows(text, training.step, options.batch, options.context))
-        loss = F.cross_entropy(model(x), y.flatten())
+        own = windows(text, training.step, options.batch, options.context).chunk(shares)[share].to(device)
+        loss = F.cross_entropy(model(own[:, :-1]).flatten(0, 1), own[:, 1:].flatten())
         loss.backward()
         training.optimizer.step()
         training.optimizer.zero_grad()

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from _command import mean_text, positive, versions
-from _data import DataError
+from _command import load_or_exit, mean_text, positive, versions
 from _mnist_data import load_mnist
 from _mnist_figure import draw
 from _mnist_train import (
@@ -38,10 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     # The layers are too small to share: on two cores with other work, a second thread made epochs ten times slower.
     torch.set_num_threads(1)
-    try:
-        data = load_mnist(options.data)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from error
+    data = load_or_exit(load_mnist, options.data)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"muon_kernels {muon_kernels.__version__}, torch {torch.__version__}")
     print(muon_kernels.explain())

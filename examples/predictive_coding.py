@@ -4,22 +4,20 @@ Every figure of the result folder comes from `results.jsonl` there; an interrupt
 See docs/predictive_coding.md.
 """
 
-import argparse
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from _experiment import Cell, Experiment, Row, chosen, parser
-from _mnist_data import load_mnist
-from _mnist_read import DataError
+from _experiment import Cell, Experiment, Row, chosen, start
+from _mnist_read import Mnist
 from _mnist_train import Split, prepare_splits
 from _pc_network import PCNetwork, Penalties, half_squared_error
 from matplotlib.figure import Figure
 
 from muon_kernels import Muon
 from muon_kernels.diagnostics import condition_number, hessian_eigenvalues, learned_nothing, seed_statistics
-from muon_kernels.diagnostics.figures import draw_curves, draw_phase_map, line, log_y, save
+from muon_kernels.diagnostics.figures import draw_curves, draw_phase_map, line, log_y
 
 CLASSES = 10
 CHANCE = 0.1
@@ -64,17 +62,11 @@ NETWORKS = (("sp", False), ("sp", True), ("orthogonal", False), ("mupc", True)) 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    options = parser(__doc__.splitlines()[0], "predictive_coding")
-    options.add_argument("--data", help="folder with the IDX files of MNIST")
-    parsed = options.parse_args(arguments)
-    try:
-        data = load_mnist(parsed.data)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from error
-    run(Experiment("predictive_coding", parsed), FULL if parsed.full else Settings(), parsed, data)
+    experiment, data = start("predictive_coding", __doc__.splitlines()[0], arguments)
+    run(experiment, FULL if experiment.full else Settings(), data)
 
 
-def run(experiment: Experiment, settings: Settings, parsed: argparse.Namespace, data: object) -> None:
+def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
     """All measurements, then all figures."""
     splits = prepare_splits(data, experiment.device, torch.float32)
     grid = [(w, h) for w in settings.map_widths for h in settings.map_depths]
@@ -104,13 +96,13 @@ def run(experiment: Experiment, settings: Settings, parsed: argparse.Namespace, 
         for decay in settings.decays
     ]
     decays = experiment.measure(decayed, partial(train, splits=splits), "activity decay")
-    for name, figure in {
+    figures = {
         "condition": draw_maps(starts, settings, "condition", "condition number of the activity Hessian", NETWORKS),
         "ratio": draw_maps(starts, settings, "ratio", "loss / equilibrium energy", (("sp", True), ("mupc", True))),
         "training": draw_training(training),
         "activity_decay": draw_decays(decays, settings),
-    }.items():
-        print("written:", save(figure, experiment.folder / f"{name}.png", dpi=90))
+    }
+    experiment.save(figures, dpi=90)
 
 
 def at_the_start(cell: Cell, device: torch.device) -> Row:

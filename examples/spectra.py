@@ -10,9 +10,8 @@ from itertools import product
 
 import numpy as np
 import torch
-from _experiment import Cell, Experiment, Row, chosen, parser
-from _mnist_data import load_mnist
-from _mnist_read import DataError, Mnist
+from _experiment import Cell, Experiment, Row, chosen, start
+from _mnist_read import Mnist
 from _mnist_train import Split, prepare_splits
 from _pc_network import PCNetwork, half_squared_error
 from matplotlib.figure import Figure
@@ -33,7 +32,6 @@ from muon_kernels.diagnostics.figures import (
     draw_spectrum_slice,
     log_y,
     powers_of_two,
-    save,
 )
 
 CLASSES = 10
@@ -73,14 +71,8 @@ FULL = Settings(
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    options = parser(__doc__.splitlines()[0], "spectra")
-    options.add_argument("--data", help="folder with the IDX files of MNIST")
-    parsed = options.parse_args(arguments)
-    try:
-        data = load_mnist(parsed.data)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from error
-    run(Experiment("spectra", parsed), FULL if parsed.full else Settings(), data)
+    experiment, data = start("spectra", __doc__.splitlines()[0], arguments)
+    run(experiment, FULL if experiment.full else Settings(), data)
 
 
 def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
@@ -109,8 +101,7 @@ def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
         "forward_depth": draw_forward(forwards, "layers", settings.depths, {"width": settings.width}),
         "training": draw_training(trained),
     }
-    for name, figure in figures.items():
-        print("written:", save(figure, experiment.folder / f"{name}.png", dpi=80))
+    experiment.save(figures, dpi=80)
 
 
 def hessian(cell: Cell, device: torch.device) -> Row:

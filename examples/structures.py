@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument(
-        "--out", type=Path, default=Path("runs/structures"), help="result folder (default %(default)s)"
+        "--out", type=Path, default=Path("results/local/structures"), help="result folder (default %(default)s)"
     )
     out = options.parse_args(arguments).out
     generator = torch.Generator().manual_seed(0)

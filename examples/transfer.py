@@ -4,34 +4,23 @@ See docs/transfer.md.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 import numpy as np
 import torch
-from _experiment import Experiment, Row, chosen, parser
-from _mnist_data import load_mnist
-from _mnist_read import DataError, Mnist
+from _experiment import Experiment, Row, chosen, start
+from _mnist_read import Mnist
 from _mnist_train import Split, prepare_splits
 from _pc_network import PCNetwork, half_squared_error
 from matplotlib.figure import Figure
 
 from muon_kernels import Muon
-from muon_kernels.diagnostics.figures import Line, draw_curves, draw_rate_contour, family_colors, save
+from muon_kernels.diagnostics.figures import Line, draw_curves, draw_rate_contour, family_colors
 from muon_kernels.scaling import RULES
 
 CLASSES = 10
-
-
-def constant(shape: Sequence[int]) -> float:
-    """No scale at all: every update has spectral norm lr."""
-    return 1.0
-
-
-SCALES: dict[str, Callable[[Sequence[int]], float]] = {"none": constant, **RULES}
-"""Muon's lr scales, by name; "spectral_unclamped" is also called rms_to_rms."""
 ADAM = "Adam"  # in the place of a scale: torch's Adam, whose lr nothing scales
 
 
@@ -55,14 +44,8 @@ FULL = Settings((64, 128, 256, 512, 1024), 8, (8, 16, 32, 64, 128), 512, steps=3
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    options = parser(__doc__.splitlines()[0], "transfer")
-    options.add_argument("--data", help="folder with the IDX files of MNIST")
-    parsed = options.parse_args(arguments)
-    try:
-        data = load_mnist(parsed.data)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from error
-    run(Experiment("transfer", parsed), FULL if parsed.full else Settings(), data)
+    experiment, data = start("transfer", __doc__.splitlines()[0], arguments)
+    run(experiment, FULL if experiment.full else Settings(), data)
 
 
 def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
@@ -75,7 +58,7 @@ def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
         common
         | {"parametrisation": "sp", "skips": False, "scale": s, "width": w, "hidden": settings.hidden}
         | {"rate": r, "seed": seed}
-        for s, w, r, seed in product((*SCALES, ADAM), settings.widths, settings.rates, seeds)
+        for s, w, r, seed in product((*RULES, ADAM), settings.widths, settings.rates, seeds)
     ]
     over_width = experiment.measure(width_cells, work, "over width")
     depth_cells = [
@@ -90,12 +73,11 @@ def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
         "depth": draw_transfer(over_depth, "hidden", [("parametrisation", p, t) for p, t in DEPTH_TITLES.items()], "H"),
         "contour": draw_contours(over_width, settings),
     }
-    for name, figure in figures.items():
-        print("written:", save(figure, experiment.folder / f"{name}.png", dpi=90))
+    experiment.save(figures, dpi=90)
     print(summary(over_width, over_depth))
 
 
-WIDTH_TITLES = {s: f"Muon, {s}" for s in SCALES} | {"spectral_unclamped": "Muon, rms_to_rms", ADAM: "Adam"}
+WIDTH_TITLES = {s: f"Muon, {s}" for s in RULES} | {"spectral_unclamped": "Muon, rms_to_rms", ADAM: "Adam"}
 DEPTH_NETWORKS = (("sp", "spectral_unclamped"), ("mupc", "max_dim"))  # parametrisation and Muon's lr scale
 DEPTH_TITLES = {"sp": "standard, rms_to_rms", "mupc": "Depth-muP, max_dim"}
 
@@ -116,7 +98,7 @@ def train(cell: Row, split: Split) -> Row:
     if cell["scale"] == ADAM:
         optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), cell["rate"])
     else:
-        optimizer = Muon(net.parameters(), cell["rate"], 0.0, adjust_lr_fn=SCALES[cell["scale"]])
+        optimizer = Muon(net.parameters(), cell["rate"], 0.0, adjust_lr_fn=cell["scale"])
     order = torch.Generator().manual_seed(cell["seed"])
     losses = []
     for _ in range(cell["steps"]):

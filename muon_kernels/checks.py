@@ -17,6 +17,7 @@ from .variants.weight_decay import check_rule
 
 
 def check_common(options: dict[str, Any]) -> None:
+    """Raises ValueError for an option of any group that is out of its range."""
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
@@ -29,6 +30,7 @@ def check_common(options: dict[str, Any]) -> None:
 
 
 def check_muon(options: dict[str, Any]) -> None:
+    """Raises TypeError or ValueError for an option of a Muon group that is out of its range."""
     if not 0.0 <= options["momentum"] < 1.0:
         raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
     resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
@@ -61,6 +63,7 @@ def _check_dtype(name: str, dtype: torch.dtype | None) -> None:
 
 
 def check_grads(params: list[Tensor]) -> None:
+    """Raises RuntimeError for a gradient that is sparse, not floating point, or not like its parameter."""
     for p in params:
         grad = p.grad
         assert grad is not None

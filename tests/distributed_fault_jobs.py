@@ -321,6 +321,19 @@ def wrong_process_group() -> str:
     raise AssertionError("nothing was raised")
 
 
+def master_copies() -> list[str]:
+    """Of parameters that several ranks share, as DTensors and as plain tensors, with Muon and without."""
+    raised = []
+    for use_muon in (True, False):
+        for lies in (LIES["FSDP"], LIES["DDP"]):
+            p = nn.Parameter(lies.put(torch.zeros(4, 4, dtype=torch.bfloat16), lies.mesh()))
+            try:
+                Muon([{"params": [p], "use_muon": use_muon}], master_dtype=torch.float32, **lies.options())
+            except ValueError as error:
+                raised.append(str(error))
+    return raised
+
+
 def trouble_in_a_part() -> str:
     """Ranks 0 and 1 disagree about a matrix of their own; what all four share is not stepped either."""
     pair = Pair(LIES["FSDP"], SHAPES)

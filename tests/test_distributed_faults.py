@@ -73,6 +73,11 @@ def test_a_process_group_must_be_a_line(ranks):
         assert text.startswith("process_group must be a ProcessGroup or a 1-D DeviceMesh, got DeviceMesh")
 
 
+def test_no_master_copies_of_what_ranks_share(ranks):
+    message = "master_dtype must be None for parameters that several ranks share, got torch.float32"
+    assert ranks(4).run(jobs.master_copies) == [[message] * 4] * 4
+
+
 def test_an_absent_rank_and_a_destroyed_group(ranks):
     answers = ranks(4).run(jobs.nobody_there)
     assert answers == [["CollectiveFailed"] * 2] * 3 + [["CollectiveFailed"]]

@@ -2,30 +2,26 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import _charlm_train
+import charlm
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import _charlm_train
-import charlm
 from _charlm_batches import Batches
 from _charlm_checkpoint import CheckpointError
 from _charlm_clock import Clock
-from _charlm_model import Gpt, Shape, rotary_tables, rotate
 from _charlm_optimizers import LABELS, Method, build_optimizers, sort_parameters
 from _charlm_presets import PRESETS, Preset
 from _charlm_report import best_rates, final_loss, optimizer_share, table
 from _charlm_text import Text, split
 from _charlm_train import Curve, build_model, evaluation_steps, rate_factor, train_model, train_step
 from _data import DataError
+from _gpt import Gpt, Shape, rotary_tables, rotate
+from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,15 +3,11 @@
 import gzip
 import hashlib
 import io
-import sys
 import tarfile
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
 import _charlm_text
+import pytest
 from _charlm_text import load_text, split
 from _data import DataError, UnreachableError
 

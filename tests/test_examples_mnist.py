@@ -3,25 +3,22 @@
 import json
 import statistics
 import struct
-import sys
 from pathlib import Path
-
-import numpy as np
-import pytest
-import torch
-from matplotlib.axes import Axes
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import _mnist_figure
 import _mnist_train
 import mnist
+import numpy as np
+import pytest
+import torch
 from _data import cache_file
 from _mnist_data import CACHED, IDX_NAMES, load_mnist
 from _mnist_glyph import glyph
 from _mnist_read import PARTS, Mnist
 from _mnist_train import OPTIMIZERS, History, build_model, build_optimizer, prepare_splits, record, train_model
+from digits import separable_digits
+from matplotlib.axes import Axes
+from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -30,16 +27,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 @pytest.fixture(scope="module")
 def separable() -> Mnist:
-    """Ten classes, each a bright block of its own rows under noise: one epoch is enough to tell them apart."""
-    rng = np.random.default_rng(0)
-    arrays = []
-    for count in (6000, 1000):
-        labels = rng.integers(0, 10, count).astype(np.uint8)
-        images = rng.integers(0, 60, (count, 28, 28), dtype=np.uint8)
-        for digit in range(10):
-            images[labels == digit, 2 * digit : 2 * digit + 6] += 120
-        arrays += [images, labels]
-    return Mnist("made here", *arrays)
+    return separable_digits(6000, 1000)
 
 
 @pytest.fixture

@@ -3,19 +3,15 @@
 import gzip
 import hashlib
 import struct
-import sys
 import zipfile
 from pathlib import Path
-
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import _data
 import _mnist_data
 import _mnist_packages
 import _mnist_read
+import numpy as np
+import pytest
 from _data import DataError, UnreachableError
 from _mnist_data import IDX_NAMES, load_mnist
 from _mnist_read import PARTS, Mnist, idx_md5, read_csv, read_idx

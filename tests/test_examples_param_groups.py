@@ -1,10 +1,5 @@
 """The example of parameter groups: the table that it prints, and that the model learns."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
 import param_groups
 
 

@@ -1,15 +1,9 @@
 """The predictive-coding network: golden numbers of loss, energy, Hessian and equilibrium, and that it learns."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
 from _pc_network import PARAMETRISATIONS, PCNetwork, Penalties, half_squared_error
+from torch import Tensor
 
 from muon_kernels import Muon
 from muon_kernels.diagnostics import hessian, hessian_eigenvalues

@@ -5,6 +5,7 @@ import torch
 from cases import general_products, symmetric_products, tensor_list
 
 from muon_kernels import ops
+from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, rows_of, view
 from muon_kernels.testing import assert_error_ratio, poison
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -27,6 +28,19 @@ def prologue_call(dtype=torch.float32, out_dtype=torch.bfloat16, **options):
     return (grads, momenta, outs, sumsq), settings | options
 
 
+def small_program():
+    """Two chains of two products each; those of the second work on a tall matrix."""
+    build = ProgramBuilder(element_size=4)
+    for rows, cols, batch in ((3, 5, 2), (7, 4, 1)):
+        build.chain(batch)
+        x = build.buffer(rows, cols)
+        wide = x if rows <= cols else x.mT
+        square, out = build.buffer(wide.rows, wide.rows), build.buffer(rows, cols)
+        build.symm_gemm(wide, wide.mT, square, alpha=0.5, delta=2.0)
+        build.gemm_add(square, wide, out if rows <= cols else out.mT, c=wide, beta=-1.0)
+    return build.build()
+
+
 def calls():
     args, kwargs = prologue_call()
     yield "prologue", args, kwargs
@@ -44,6 +58,17 @@ def calls():
         yield "symm_gemm", (p.a, p.b, p.c, p.outs), {"alpha": 1.0, "beta": 0.5, "delta": 0.25}
         p = general_products(torch.float32, "cpu", with_c=with_c)
         yield "gemm_add", (p.a, p.b, p.c, p.outs), {"alpha": 1.0, "beta": 0.5}
+    program = small_program()
+    yield (
+        "chains",
+        ([torch.randn(program.elements)],),
+        {
+            "buffers": list(program.buffers),
+            "products": list(program.products),
+            "scalars": list(program.scalars),
+            "chains": list(program.chains),
+        },
+    )
     params = tensor_list(torch.float32, "cpu")
     scales = [1.0] * len(params)
     yield (
@@ -74,8 +99,13 @@ def test_fullgraph(name, args, kwargs):
     def copies():
         return [[t.clone() for t in a] if isinstance(a, list) else a.clone() for a in args]
 
+    def function(*args, **kwargs):
+        if name == "chains":
+            ops.chains(args[0][0], small_program())
+        else:
+            getattr(ops, name)(*args, **kwargs)
+
     eager, compiled = copies(), copies()
-    function = getattr(ops, name)
     function(*eager, **kwargs)
     torch.compile(function, fullgraph=True, backend="aot_eager")(*compiled, **kwargs)
     torch.testing.assert_close(compiled, eager, rtol=0, atol=0, equal_nan=True)
@@ -138,6 +168,29 @@ def test_normalize(dtype):
             out.double().square().sum((1, 2)).sqrt(), out.new_full((), 0.5, dtype=torch.float64).expand(out.shape[0]),
             rtol=EPSILON[dtype], atol=0,
         )  # fmt: skip
+
+
+def test_chains():
+    """(X X^T / 2 + 2 I) X - X, written down by hand."""
+    program = small_program()
+    workspace = torch.full((program.elements,), torch.nan, dtype=torch.float64)
+    buffers = rows_of(program.buffers, BUFFER_FIELDS)
+    xs = [torch.randn(*buffers[i][1:4], dtype=torch.float64) for i in (0, 3)]
+    for x, buffer in zip(xs, (buffers[0], buffers[3]), strict=True):
+        view(workspace, buffer).copy_(x)
+    ops.chains(workspace, program)
+    wide, tall = xs
+    torch.testing.assert_close(view(workspace, buffers[2]), wide @ wide.mT @ wide / 2 + wide)
+    torch.testing.assert_close(view(workspace, buffers[5]), tall @ tall.mT @ tall / 2 + tall)
+
+
+def test_chains_wants_its_workspace():
+    program = small_program()
+    for workspace in (torch.empty(program.elements + 1), torch.empty(program.elements, 2)[:, 0]):
+        with pytest.raises(ValueError, match=rf"workspace must be contiguous \[{program.elements}\], got"):
+            ops.chains(workspace, program)
+    with pytest.raises(TypeError, match="workspace must have one real floating dtype, got torch.int32"):
+        ops.chains(torch.empty(program.elements, dtype=torch.int32), program)
 
 
 def test_normalize_edges():

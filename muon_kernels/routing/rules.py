@@ -25,6 +25,8 @@ _NORM_CLASS = re.compile(r"Norm(\dd)?$")
 
 
 class Route(NamedTuple):
+    """Where a parameter goes, as which matrices, and the word that `Muon.explain()` shows for it."""
+
     use_muon: bool
     reason: str
     layout: Layout = None
@@ -69,6 +71,7 @@ class Patterns:
 
 
 def flagged(item: Item, flags: Patterns) -> Route | None:
+    """What the user said: the last pattern that matches, else the flags of the parameter's own group."""
     pattern = flags.last_match(item.name)
     if pattern is not None:
         return Route(bool(pattern), "use_muon_pattern", _layout(item))
@@ -80,6 +83,7 @@ def flagged(item: Item, flags: Patterns) -> Route | None:
 
 
 def by_module(item: Item, heads: set[int]) -> Route | None:
+    """What the modules that own the parameter, and its name, say; None leaves it to the shape."""
     words = {word for owner in item.owners for word in owner.name.split("_")}
     classes = [type(owner.module).__name__ for owner in item.owners]
     embedding_owner = any(isinstance(o.module, (nn.Embedding, nn.EmbeddingBag)) for o in item.owners)
@@ -95,6 +99,7 @@ def by_module(item: Item, heads: set[int]) -> Route | None:
 
 
 def by_shape(item: Item, min_dim_size: int, max_aspect_ratio: float) -> Route:
+    """What `shape_reason` says of the parameter, or of its matrices if it is a batch."""
     layout, shape = _layout(item), item.param.shape
     if layout == "batch" and shape[0] > 1:
         shape = shape[-2:]

@@ -1,4 +1,7 @@
-"""A byte-level GPT: pre-norm, rotary positions, GELU, no biases, no dropout, torch's initial weights."""
+"""A byte-level GPT: pre-norm, rotary positions, GELU, no biases, no dropout, torch's initial weights.
+
+Its matrices are such that FSDP2 and tensor parallelism can cut them.
+"""
 
 from dataclasses import dataclass
 
@@ -54,7 +57,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         width = shape.width
-        self.heads = shape.heads
+        self.head_width = width // shape.heads
         self.attention_norm, self.mlp_norm = nn.RMSNorm(width), nn.RMSNorm(width)
         # Three matrices, not one of three times the height: Muon orthogonalises each for itself.
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
@@ -65,7 +68,8 @@ class Block(nn.Module):
     def forward(self, stream: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         normed = self.attention_norm(stream)
         query, key, value = (
-            project(normed).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            # -1: with tensor parallelism a rank has some of the heads.
+            project(normed).unflatten(2, (-1, self.head_width)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
         mixed = functional.scaled_dot_product_attention(
