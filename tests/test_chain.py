@@ -116,3 +116,14 @@ def test_the_largest_singular_value_stays_bounded_in_16_bit(method):
         g = matrix_with_spectrum(64, 256, spectrum(64))
         out = orthogonalize(g, method=method, ns_coefficients="polar_express_1.05", compute_dtype=torch.float16)
         assert torch.linalg.svdvals(out).max() < 1.25
+
+
+@pytest.mark.parametrize("c", [1e-9, 1e-3, 0.0])
+def test_a_small_last_coefficient_costs_no_digits(c):
+    """b^2 / 4c of a completed square would be far larger than what it is taken from."""
+    g = torch.randn(40, 60, dtype=torch.float64)
+    expected = polynomial_oracle(g, ((1.5, -0.5, c),) * 3)
+    actual = orthogonalize(
+        g, method="standard", ns_coefficients=(1.5, -0.5, c), ns_steps=3, compute_dtype=torch.float32
+    )
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
