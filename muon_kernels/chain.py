@@ -3,11 +3,11 @@
 Every function takes a wide matrix (rows <= cols; a tall one comes in transposed), already normalised, and `spare`,
 scratch of the same shape. Both are overwritten; the one that is returned holds the result.
 
-With A = XX^T a step multiplies X by P = aI + bA + cA^2. Textbooks add aX in full precision; here, but in bfloat16, P is
-formed with its term aI, in the standard chain as a completed square, cS^2 + (a - b^2 / 4c) I with S = A + (b / 2c) I.
-Then products add multiples of the identity instead of matrices, which costs nothing. In float16 the error over the zoo
-of spectra, three presets and two shapes is 0.5 to 1.7 times the textbook's, and 2.0 times on flat spectra, where it is
-least. In bfloat16 it would be up to three times as large there, since all rounding errors of the diagonal agree.
+With A = XX^T a step multiplies X by P = aI + bA + cA^2. Textbooks add aX in full precision. In float16 P is formed with
+its term aI, in the standard chain as a completed square, cS^2 + (a - b^2 / 4c) I with S = A + (b / 2c) I: then products
+add multiples of the identity instead of matrices, which costs nothing. The error over the zoo of spectra, three presets
+and two shapes is 0.5 to 1.7 times the textbook's, and 2.0 times on flat spectra, where it is least. In float32 it would
+be up to 2.7 times, and in bfloat16 three times on flat spectra, where all rounding errors of the diagonal agree.
 """
 
 from __future__ import annotations

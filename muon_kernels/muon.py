@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import auxiliary
 from .buckets import Bucket, build_buckets, lr_scale
 from .checks import check_common, check_grads, check_muon, check_shared
-from .coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
+from .coefficients import ORIGINAL, Coefficients, Row, freeze_coefficients, resolve_coefficients
 from .distributed.binding import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
@@ -313,23 +313,23 @@ class Muon(Optimizer):
         shapes = tuple((p.shape[0], p.shape[1]) for p in bucket.params)
         need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
         for wave in plan_waves(shapes, tuple(need[s] for s in shapes), self._workspace_bytes(device)):
-            self._step_wave(group, bucket.select(wave.order), wave, compute, amp.on(device))
+            self._step_wave(group, bucket.select(wave.order), wave, rows, compute, amp.on(device))
 
     def _workspace_bytes(self, device: torch.device) -> int:
         default = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
         return self._max_workspace_bytes or default
 
     def _step_wave(
-        self, group: dict[str, Any], matrices: Bucket, wave: Wave, compute: torch.dtype, amp: _LossScale
+        self,
+        group: dict[str, Any],
+        matrices: Bucket,
+        wave: Wave,
+        rows: Sequence[Row],
+        compute: torch.dtype,
+        amp: _LossScale,
     ) -> None:
         device = matrices.params[0].device
-        chain = Orthogonalizer(
-            wave.groups,
-            resolve_coefficients(group["ns_coefficients"], group["ns_steps"]),
-            method=group["method"],
-            compute_dtype=compute,
-            device=device,
-        )
+        chain = Orthogonalizer(wave.groups, rows, method=group["method"], compute_dtype=compute, device=device)
         sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=device)
         prologue(
             matrices.grads,

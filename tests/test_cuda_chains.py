@@ -96,7 +96,8 @@ def test_errs_no_more_than_plain_torch(preset, method, shape):
             ours = orthogonalize(g.float(), method=method, ns_coefficients=preset)
         with use_backend("reference"):
             plain = orthogonalize(g.float(), method=method, ns_coefficients=preset, compute_dtype=torch.bfloat16)
-        # bfloat16 is what torch.optim.Muon computes in; float16 has three more bits and must show it.
+        # bfloat16 is what torch.optim.Muon computes in; float16 has three more bits and must show it. On a CPU the
+        # error beyond the floor is at most 0.19 of bfloat16's (six draws); flat spectra need the floor, 3.3e-3.
         assert_error_ratio(ours, plain, oracle, factor=1.0, floor=4e-3)
 
 

@@ -28,8 +28,8 @@ NAMES = ("cuda", "triton", "reference")
 OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "chains", "apply")
 
 AUTO_OPS = {"cuda": OP_NAMES, "triton": (), "reference": OP_NAMES}
-"""What "auto" chooses from: the ops whose tests, alone and within whole optimizer steps, have passed on a GPU. The
-others run when their backend is asked for by name."""
+"""What "auto" chooses from: the ops whose own tests have passed on a GPU. The others run when their backend is asked
+for by name."""
 
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("muon_kernels_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
