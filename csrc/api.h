@@ -1,13 +1,15 @@
 // The whole C++ surface of muon_kernels: plain structs of pointers, shapes and strides, and the launchers that take them.
 //
 // A launcher checks what it can check on the host, enqueues on the stream and returns; it never synchronises, allocates
-// or keeps a pointer, so that every launcher can be captured in a CUDA graph. Tables of tensors travel by value as
+// device memory or keeps what a pointer points to, so that every launcher can be captured in a CUDA graph. Tables of tensors travel by value as
 // kernel parameters. Strides count elements.
 #pragma once
 
-#include <cstdint>
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace muon_kernels {
@@ -170,6 +172,22 @@ struct ChainItem {
 // Products of one chain run in order, those of different chains side by side. The workspace and all strides but the unit one
 // are multiples of 16 bytes; sizes are free: what lies between the end of a row and the next multiple of 16 bytes may be
 // overwritten. `dtype`: bfloat16 or float16.
-cudaError_t launch_chains_sm90(const ChainItem* items, int64_t count, DType dtype, void* workspace, cudaStream_t stream);
+//
+// Encoding the kernels' parameters takes longer than launching them, and an allocator tends to return the same workspace in
+// every step: the parameters for the last kKept workspaces are kept. Not for two threads at a time.
+class Chains {
+ public:
+  explicit Chains(std::vector<ChainItem> items);
+  ~Chains();
+
+  cudaError_t launch(DType dtype, void* workspace, cudaStream_t stream);
+
+ private:
+  struct Prepared;
+  static constexpr size_t kKept = 4;
+
+  std::vector<ChainItem> items_;
+  std::vector<std::unique_ptr<Prepared>> kept_;
+};
 
 }  // namespace muon_kernels

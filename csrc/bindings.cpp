@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -13,7 +14,6 @@
 #include "api.h"
 
 PYBIND11_MAKE_OPAQUE(std::vector<muon_kernels::PrologueItem>);
-PYBIND11_MAKE_OPAQUE(std::vector<muon_kernels::ChainItem>);
 
 namespace muon_kernels {
 namespace {
@@ -208,17 +208,18 @@ std::vector<ChainItem> chain_items(const std::vector<int64_t>& buffers, const st
 }
 
 void bind_chains(py::module_& m) {
-  using Items = std::vector<ChainItem>;
-  py::class_<Items>(m, "Chains")
-      .def(py::init(&chain_items), py::arg("buffers"), py::arg("products"), py::arg("scalars"), py::arg("chains"));
-
-  m.def(
-      "chains",
-      [](const Items& items, int dtype, int64_t workspace, int64_t stream) {
-        check(launch_chains_sm90(items.data(), static_cast<int64_t>(items.size()), static_cast<DType>(dtype),
-                                 pointer<void>(workspace), stream_of(stream)));
-      },
-      py::arg("items"), py::arg("dtype"), py::arg("workspace"), py::arg("stream"));
+  py::class_<Chains>(m, "Chains")
+      .def(py::init([](const std::vector<int64_t>& buffers, const std::vector<int64_t>& products,
+                       const std::vector<double>& scalars, const std::vector<int64_t>& chains) {
+             return std::make_unique<Chains>(chain_items(buffers, products, scalars, chains));
+           }),
+           py::arg("buffers"), py::arg("products"), py::arg("scalars"), py::arg("chains"))
+      .def(
+          "launch",
+          [](Chains& self, int dtype, int64_t workspace, int64_t stream) {
+            check(self.launch(static_cast<DType>(dtype), pointer<void>(workspace), stream_of(stream)));
+          },
+          py::arg("dtype"), py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace

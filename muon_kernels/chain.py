@@ -35,9 +35,10 @@ def standard_chain(
     whole_factor: X <- (aI + bA + cA^2) X instead.
     """
     p = build.buffer(x.rows, x.rows)
-    own_gram = None if x.rows == x.cols else build.buffer(x.rows, x.rows)
+    # A Gram matrix is no longer needed when the next X is written.
+    grams = {operand: build.carve(operand, x.rows, 1)[0] for operand in (x, spare)}
     for a, b, c in rows:
-        gram = own_gram or spare  # a square X's Gram matrix is no longer needed when the next X is written
+        gram = grams[spare]
         delta = a if whole_factor else 0.0
         if not c:
             build.symm_gemm(x, x.mT, p, alpha=b, delta=delta)
@@ -63,12 +64,20 @@ def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence
     """
     if not rows:
         return x
-    r, p, q, w = (build.buffer(x.rows, x.rows) for _ in range(4))
+    home = build.buffer(x.rows, x.rows)
+    rest: list[Operand] = []  # scratch beyond what fits into the spare X
     for k, (a, b, c) in enumerate(rows):
         if k == RESTART_STEP:
             build.gemm_add(q, x, spare)
             x, spare = spare, x
         if k in (0, RESTART_STEP):
+            # The spare X is free until it takes QX. Q and W change places in every step but the first after a start, and Q
+            # must be at home at the end.
+            end = RESTART_STEP if k < RESTART_STEP < len(rows) else len(rows)
+            inside = build.carve(spare, x.rows, 3)
+            rest = rest or [build.buffer(x.rows, x.rows) for _ in range(3 - len(inside))]
+            r, p, other = inside + rest
+            q, w = (home, other) if (end - k) % 2 else (other, home)
             build.symm_gemm(x, x.mT, r)
             build.symm_gemm(r, r, q, alpha=c, c=r, beta=b, delta=a)
             factor = q

@@ -84,6 +84,17 @@ class ProgramBuilder:
         self.chains[-2] += 1
         return Operand(self.chains[-2] - 1, rows, cols)
 
+    def carve(self, operand: Operand, side: int, most: int) -> list[Operand]:
+        """As many [batch, side, side] as fit into the memory of `operand`'s buffer, at most `most`; they overwrite it."""
+        own = self.chains[-2] * BUFFER_FIELDS
+        offset, batch, rows, _, _, pitch = rows_of(self.buffers[-own:], BUFFER_FIELDS)[operand.buffer]
+        row = padded(side, self.element_size)
+        count = min(most, rows * pitch // (side * row))
+        for i in range(count):
+            self.buffers += (offset + i * batch * side * row, batch, side, side, side * row, row)
+        self.chains[-2] += count
+        return [Operand(self.chains[-2] - count + i, side, side) for i in range(count)]
+
     def symm_gemm(
         self,
         a: Operand,

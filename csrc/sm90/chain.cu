@@ -1,9 +1,12 @@
-// Public launcher of chains: walks through all chains at once and puts what can run together into one launch.
+// Chains of products: walks through all chains at once and puts what can run together into one launch.
+#include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "../api.h"
+#include "launch.cuh"
 
 namespace muon_kernels {
 namespace {
@@ -35,31 +38,59 @@ GemmItem gemm_item(const ChainItem& item, const ChainProduct& p, void* workspace
           p.delta};
 }
 
-}  // namespace
-
-cudaError_t launch_chains_sm90(const ChainItem* items, int64_t count, DType dtype, void* workspace,
-                               cudaStream_t stream) {
-  std::vector<size_t> next(count, 0);  // product of each chain
-  const auto left = [&](int64_t i) { return items[i].batch == 0 ? 0 : items[i].products.size() - next[i]; };
+cudaError_t prepare_chains(const std::vector<ChainItem>& items, DType dtype, void* workspace,
+                           std::vector<sm90::GemmLaunch>& launches) {
+  std::vector<size_t> next(items.size(), 0);  // product of each chain
+  const auto left = [&](size_t i) { return items[i].batch == 0 ? 0 : items[i].products.size() - next[i]; };
   for (;;) {
     // The chain with most products left decides which kind comes next.
-    int64_t longest = 0;
-    for (int64_t i = 1; i < count; ++i) {
+    size_t longest = 0;
+    for (size_t i = 1; i < items.size(); ++i) {
       if (left(i) > left(longest)) longest = i;
     }
-    if (count == 0 || left(longest) == 0) return cudaSuccess;
+    if (items.empty() || left(longest) == 0) return cudaSuccess;
     const bool symmetric = items[longest].products[next[longest]].symmetric;
     std::vector<GemmItem> together;
-    for (int64_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < items.size(); ++i) {
       if (left(i) == 0 || items[i].products[next[i]].symmetric != symmetric) continue;
       together.push_back(gemm_item(items[i], items[i].products[next[i]], workspace));
       ++next[i];
     }
-    const auto launch = symmetric ? launch_symm_gemm_sm90 : launch_gemm_add_sm90;
-    const cudaError_t error =
-        launch(together.data(), static_cast<int64_t>(together.size()), {dtype, kTileBySizes}, stream);
+    const cudaError_t error = sm90::prepare_gemms(symmetric, together.data(), static_cast<int64_t>(together.size()),
+                                                  {dtype, kTileBySizes}, launches);
     if (error != cudaSuccess) return error;
   }
+}
+
+}  // namespace
+
+// What a workspace's address, its dtype and the device decide: tensor maps, tile shapes, grids.
+struct Chains::Prepared {
+  int device;
+  DType dtype;
+  void* workspace;
+  std::vector<sm90::GemmLaunch> launches;
+};
+
+Chains::Chains(std::vector<ChainItem> items) : items_(std::move(items)) {}
+Chains::~Chains() = default;
+
+cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t stream) {
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  auto found = std::find_if(kept_.begin(), kept_.end(), [&](const auto& kept) {
+    return kept->device == device && kept->dtype == dtype && kept->workspace == workspace;
+  });
+  if (found == kept_.end()) {
+    auto prepared = std::make_unique<Prepared>(Prepared{device, dtype, workspace, {}});
+    if (const cudaError_t error = prepare_chains(items_, dtype, workspace, prepared->launches)) return error;
+    if (kept_.size() == kKept) kept_.erase(kept_.begin());
+    found = kept_.insert(kept_.end(), std::move(prepared));
+  }
+  for (const sm90::GemmLaunch& one : (*found)->launches) {
+    if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace muon_kernels

@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "../api.h"
+#include "../dependent_launch.cuh"
 #include "launch.cuh"
+#include "tile.cuh"
 
 namespace muon_kernels {
 namespace {
@@ -47,7 +49,8 @@ GemmItem oriented(const GemmItem& item) {
 int majors(const GemmItem& item) { return 2 * a_is_mn_major(item) + b_is_mn_major(item); }
 
 template <bool kSymmetric>
-cudaError_t launch(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream) {
+cudaError_t prepare(const GemmItem* items, int64_t count, const GemmArgs& args,
+                    std::vector<sm90::GemmLaunch>& launches) {
   if (args.dtype != DType::kBFloat16 && args.dtype != DType::kFloat16) return cudaErrorInvalidValue;
   std::vector<GemmItem> list;
   list.reserve(count);
@@ -58,25 +61,60 @@ cudaError_t launch(const GemmItem* items, int64_t count, const GemmArgs& args, c
   std::stable_sort(list.begin(), list.end(), [](const GemmItem& x, const GemmItem& y) {
     return majors(x) != majors(y) ? majors(x) < majors(y) : x.k > y.k;
   });
-  const auto launch_group = args.dtype == DType::kFloat16 ? sm90::launch_group<__half, kSymmetric>
-                                                          : sm90::launch_group<__nv_bfloat16, kSymmetric>;
+  const auto prepare_group = args.dtype == DType::kFloat16 ? sm90::prepare_group<__half, kSymmetric>
+                                                           : sm90::prepare_group<__nv_bfloat16, kSymmetric>;
   for (size_t first = 0, last; first < list.size(); first = last) {
     last = first + 1;
     while (last < list.size() && last - first < kMaxEntries && majors(list[last]) == majors(list[first])) ++last;
     const int size = static_cast<int>(last - first);
-    if (const cudaError_t error = launch_group(&list[first], size, args.tile, stream)) return error;
+    launches.emplace_back();
+    if (const cudaError_t error = prepare_group(&list[first], size, args.tile, launches.back())) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch(bool symmetric, const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream) {
+  std::vector<sm90::GemmLaunch> launches;
+  if (const cudaError_t error = sm90::prepare_gemms(symmetric, items, count, args, launches)) return error;
+  for (const sm90::GemmLaunch& one : launches) {
+    if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
   }
   return cudaSuccess;
 }
 
 }  // namespace
 
+namespace sm90 {
+
+cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, const GemmArgs& args,
+                          std::vector<GemmLaunch>& launches) {
+  return (symmetric ? prepare<true> : prepare<false>)(items, count, args, launches);
+}
+
+cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream) {
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
+  attributes[1] = dependent_launch();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = launch.blocks;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  void* arguments[] = {const_cast<GemmTable*>(&launch.table)};
+  return cudaLaunchKernelExC(&config, launch.kernel, arguments);
+}
+
+}  // namespace sm90
+
 cudaError_t launch_symm_gemm_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream) {
-  return launch<true>(items, count, args, stream);
+  return launch(true, items, count, args, stream);
 }
 
 cudaError_t launch_gemm_add_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream) {
-  return launch<false>(items, count, args, stream);
+  return launch(false, items, count, args, stream);
 }
 
 }  // namespace muon_kernels

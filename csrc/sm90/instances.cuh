@@ -1,4 +1,4 @@
-// Definition of launch_group: from items to the table of kernel parameters, and from run-time choices to the instance.
+// Definition of prepare_group: from items to the table of kernel parameters, and from run-time choices to the instance.
 #pragma once
 
 #include <algorithm>
@@ -61,50 +61,38 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
 }
 
 template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape>
-cudaError_t launch_instance(const GemmItem* items, int count, cudaStream_t stream) {
-  GemmTable table;
+cudaError_t prepare_instance(const GemmItem* items, int count, GemmLaunch& launch) {
   using Order = typename Walk<Shape, kSymmetric>::Order;
+  GemmTable& table = launch.table;
   if (const cudaError_t error = fill_table<Element, Shape, Order>(table, items, count)) return error;
-  const auto kernel = gemm_sm90_kernel<Element, kMajorA, kMajorB, kSymmetric, Shape>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes)) {
-    return error;
-  }
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {Shape::kCluster, 1, 1};
-  attributes[1] = dependent_launch();
-  cudaLaunchConfig_t config = {};
-  config.gridDim = std::min(table.tasks + table.halves, multiprocessors() / Shape::kCluster) * Shape::kCluster;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = Shape::kSharedBytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, table);
+  launch.kernel = reinterpret_cast<const void*>(gemm_sm90_kernel<Element, kMajorA, kMajorB, kSymmetric, Shape>);
+  launch.cluster = Shape::kCluster;
+  launch.blocks = std::min(table.tasks + table.halves, multiprocessors() / Shape::kCluster) * Shape::kCluster;
+  launch.shared_bytes = Shape::kSharedBytes;
+  return cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
 }
 
 template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric>
-cudaError_t launch_majors(const GemmItem* items, int count, int tile, cudaStream_t stream) {
+cudaError_t prepare_majors(const GemmItem* items, int count, int tile, GemmLaunch& launch) {
   if (tile == kTileBySizes) tile = choose_gemm_tile(kSymmetric, items, count, multiprocessors());
   cudaError_t result = cudaErrorInvalidValue;
   for_each_shape<kSymmetric>([&](int index, auto shape) {
     if (index == tile) {
-      result = launch_instance<Element, kMajorA, kMajorB, kSymmetric, decltype(shape)>(items, count, stream);
+      result = prepare_instance<Element, kMajorA, kMajorB, kSymmetric, decltype(shape)>(items, count, launch);
     }
   });
   return result;
 }
 
 template <typename Element, bool kSymmetric>
-cudaError_t launch_group(const GemmItem* items, int count, int tile, cudaStream_t stream) {
+cudaError_t prepare_group(const GemmItem* items, int count, int tile, GemmLaunch& launch) {
   constexpr Major K = Major::kK, MN = Major::kMN;
   const bool a_mn = items[0].a.col_stride != 1, b_mn = items[0].b.row_stride != 1;
-  if (a_mn && b_mn) return launch_majors<Element, MN, MN, kSymmetric>(items, count, tile, stream);
-  if (b_mn) return launch_majors<Element, K, MN, kSymmetric>(items, count, tile, stream);
-  if (!a_mn) return launch_majors<Element, K, K, kSymmetric>(items, count, tile, stream);
+  if (a_mn && b_mn) return prepare_majors<Element, MN, MN, kSymmetric>(items, count, tile, launch);
+  if (b_mn) return prepare_majors<Element, K, MN, kSymmetric>(items, count, tile, launch);
+  if (!a_mn) return prepare_majors<Element, K, K, kSymmetric>(items, count, tile, launch);
   if constexpr (kSymmetric) return cudaErrorInvalidValue;  // comes transposed
-  else return launch_majors<Element, MN, K, kSymmetric>(items, count, tile, stream);
+  else return prepare_majors<Element, MN, K, kSymmetric>(items, count, tile, launch);
 }
 
 }  // namespace muon_kernels::sm90

@@ -1,16 +1,34 @@
-// Launches gemm_sm90_kernel on items that share their operands' majors: encodes the table, picks the instance.
+// A launch of gemm_sm90_kernel as a value, so that it can be prepared once and enqueued many times.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <vector>
 
 #include "../api.h"
 #include "problem.h"
 
 namespace muon_kernels::sm90 {
 
-// At most kMaxEntries items. Instantiated for each dtype and op in a source file of its own.
+// Everything but the stream. Valid on the device that was current when it was prepared.
+struct GemmLaunch {
+  GemmTable table;
+  const void* kernel;
+  int blocks;
+  int cluster;
+  int shared_bytes;
+};
+
+// At most kMaxEntries items that share their operands' majors: encodes the table, picks the instance. Instantiated for
+// each dtype and op in a source file of its own.
 template <typename Element, bool kSymmetric>
-cudaError_t launch_group(const GemmItem* items, int count, int tile, cudaStream_t stream);
+cudaError_t prepare_group(const GemmItem* items, int count, int tile, GemmLaunch& launch);
+
+// Appends the launches of one problem list.
+cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, const GemmArgs& args,
+                          std::vector<GemmLaunch>& launches);
+
+cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream);
 
 }  // namespace muon_kernels::sm90

@@ -6,7 +6,7 @@
 
 namespace muon_kernels::sm90 {
 
-inline constexpr int kMaxEntries = 16;  // 9.5 KB of kernel parameters
+inline constexpr int kMaxEntries = 8;  // 4.8 KB of kernel parameters
 
 struct GemmEntry {
   CUtensorMap a, b, c, out;

@@ -3,6 +3,6 @@
 
 namespace muon_kernels::sm90 {
 
-template cudaError_t launch_group<__half, true>(const GemmItem*, int, int, cudaStream_t);
+template cudaError_t prepare_group<__half, true>(const GemmItem*, int, int, GemmLaunch&);
 
 }  // namespace muon_kernels::sm90

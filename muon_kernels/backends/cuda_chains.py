@@ -21,7 +21,7 @@ def chains(
     device = workspace[0].device
     with on_device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        extension.load().chains(items, DTYPES[workspace[0].dtype], workspace[0].data_ptr(), stream)
+        items.launch(DTYPES[workspace[0].dtype], workspace[0].data_ptr(), stream)
 
 
 @lru_cache(maxsize=256)

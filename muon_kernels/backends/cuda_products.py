@@ -40,14 +40,14 @@ def refusal(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) ->
 def symm_gemm(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float, delta: float
 ) -> None:
-    """See `muon_kernels.ops.symm_gemm`. One launch for up to 16 entries with the same memory orders."""
+    """See `muon_kernels.ops.symm_gemm`. One launch for up to 8 entries with the same memory orders."""
     launch(True, a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
 
 
 def gemm_add(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float
 ) -> None:
-    """See `muon_kernels.ops.gemm_add`. One launch for up to 16 entries with the same memory orders."""
+    """See `muon_kernels.ops.gemm_add`. One launch for up to 8 entries with the same memory orders."""
     launch(False, a, b, c, outs, alpha=alpha, beta=beta)
 
 
