@@ -10,12 +10,16 @@ import torch
 from cases import SHAPES, general_products, in_layout, symmetric_products, tensor_list
 
 from muon_kernels import ops, use_backend
+from muon_kernels.coefficients import resolve_coefficients
+from muon_kernels.orthogonalize import Orthogonalizer
+from muon_kernels.program import view
 from muon_kernels.testing import assert_error_ratio, poison
 
 pytest.importorskip("triton")
 
 from muon_kernels.backends.configs import GemmConfig
-from muon_kernels.backends.triton import gemm, gemm_add
+from muon_kernels.backends.products import one_by_one
+from muon_kernels.backends.triton import chains, gemm, gemm_add, symm_gemm
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -308,3 +312,37 @@ def test_entries_that_look_alike_share_a_launch(monkeypatch):
     outs = [torch.empty(*x.shape[:2], x.shape[1], dtype=torch.float16, device=DEVICE) for x in xs]
     launches = gemm_add.plan(xs, [x.mT for x in xs], [], outs, alpha=1.0, beta=0.0)
     assert [launch.arguments["ENTRIES"] for launch in launches] == [3, 1]
+
+
+@pytest.mark.parametrize("method", ["standard", "gram"])
+def test_chains_have_the_bits_of_product_after_product(method):
+    """Twice, so that the plan that was kept is bound to another workspace."""
+    groups = [(2, 24, 40), (1, 40, 24), (2, 32, 32), (1, 9, 5)]
+    rows = resolve_coefficients("original", 3)
+    xs = [torch.randn(*group, device=DEVICE) for group in groups]
+    expected = None
+    for op in (product_by_product, ops.chains, ops.chains):
+        chain = Orthogonalizer(groups, rows, method=method, compute_dtype=torch.float16, device=torch.device(DEVICE))
+        poison(chain._workspace)
+        for buffer, x in zip(chain._plan.normalised, xs, strict=True):
+            view(chain._workspace, buffer).copy_(x / x.norm(dim=(1, 2), keepdim=True))
+        op(chain._workspace, chain._plan.program)
+        results = [view(chain._workspace, buffer) for buffer in chain._plan.results]
+        expected = expected or results
+        assert all(torch.equal(one, other) and one.isfinite().all() for one, other in zip(results, expected, strict=True))
+
+
+def product_by_product(workspace, program):
+    lists = {name: getattr(program, name) for name in ("buffers", "products", "scalars", "chains")}
+    one_by_one(symm_gemm.symm_gemm, gemm_add.gemm_add)([workspace], **lists)
+
+
+def test_chains_advance_in_step(monkeypatch):
+    """Wide and tall matrices of one Gram size share all launches but those that X is an operand of."""
+    launched = []
+    monkeypatch.setattr(chains, "run", lambda launches, device: launched.extend(launches))
+    groups = [(12, 64, 256), (12, 256, 64)]
+    rows = resolve_coefficients("original", 5)
+    chain = Orthogonalizer(groups, rows, method="gram", compute_dtype=torch.float16, device=torch.device(DEVICE))
+    ops.chains(chain._workspace, chain._plan.program)
+    assert sorted(launch.arguments["ENTRIES"] for launch in launched) == [1] * 8 + [2] * 14

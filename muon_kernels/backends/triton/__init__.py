@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..device import capability
-from ..products import one_by_one
 
 NAME = "triton"
 
@@ -24,6 +23,7 @@ if _INSTALLED:
     import triton as _triton
 
     from . import apply as _apply
+    from . import chains as _chains
     from . import gemm_add as _gemm_add
     from . import normalize as _normalize
     from . import prologue as _prologue
@@ -35,7 +35,7 @@ if _INSTALLED:
         "normalize": _normalize.normalize,
         "symm_gemm": _symm_gemm.symm_gemm,
         "gemm_add": _gemm_add.gemm_add,
-        "chains": one_by_one(_symm_gemm.symm_gemm, _gemm_add.gemm_add),
+        "chains": _chains.chains,
         "apply": _apply.apply,
     }
 
