@@ -1,4 +1,4 @@
-"""Train the network of mnist.py with Muon on several backends of muon_kernels, and lay the training losses over each other.
+"""Train the network of mnist.py with Muon on several backends, and lay the training losses over each other.
 
 Prints the final losses and test accuracies and writes `results.json` and `loss.png`.
 """

@@ -16,6 +16,32 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(_FailuresAtOnce(reporter))
+
+
+class _FailuresAtOnce:
+    """A line for every failure when it happens: the summary is never reached by a run that is cut off."""
+
+    def __init__(self, reporter):
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = crash.message.splitlines()[0] if crash and crash.message else report.when
+            self._reporter.write_line(f"\nFAILED {report.nodeid}: {reason}")
+
+
+@pytest.fixture
+def huge_tensors():
+    """For tests of many GB: hands them back to the card, which other processes may be testing on."""
+    yield
+    torch.cuda.empty_cache()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_random_state(request):
     """Reproducible, but different for every test, whatever order they run in."""

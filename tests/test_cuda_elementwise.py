@@ -160,7 +160,7 @@ def test_prologue_hundreds_of_strided_tensors_among_dense_ones():
     PrologueCase(*lists).run_and_check()
 
 
-def test_prologue_more_than_2_to_31_elements():
+def test_prologue_more_than_2_to_31_elements(huge_tensors):
     n = 2**31 + 4100
     if torch.cuda.mem_get_info()[0] < 8 * n:
         pytest.skip("needs 16 GiB of free device memory")

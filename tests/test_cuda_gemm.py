@@ -151,7 +151,7 @@ def test_many_entries_in_several_launches():
         assert_right(out, x.double() @ x.mT.double())
 
 
-def test_beyond_two_to_the_31_elements():
+def test_beyond_two_to_the_31_elements(huge_tensors):
     count, rows = 3, 256
     step = 2**30 + 8
     x = torch.zeros(2 * step + rows * rows, device="cuda", dtype=torch.bfloat16).as_strided(

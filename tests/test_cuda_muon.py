@@ -16,13 +16,6 @@ pytestmark = pytest.mark.gpu
 SECOND_DEVICE = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 
-@pytest.fixture(autouse=True, params=["auto", "cuda,reference"])
-def _backend(request):
-    """What "auto" runs today, and every op that has a CUDA kernel on it."""
-    with muon_kernels.use_backend(request.param):
-        yield
-
-
 def gpu_params(dtype=torch.float32, device="cuda"):
     return [nn.Parameter(p.detach().to(device)) for p in make_params(dtype)]
 

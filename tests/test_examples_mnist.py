@@ -8,6 +8,7 @@ from pathlib import Path
 import _mnist_figure
 import _mnist_train
 import mnist
+import mnist_backends
 import numpy as np
 import pytest
 import torch
@@ -217,3 +218,14 @@ def test_real_mnist_gates_after_one_epoch() -> None:
     assert reached["muon", "random"] >= 0.955
     assert reached["muon", "random"] - reached["adam", "random"] >= 0.025
     assert reached["muon", "shape"] >= 0.935
+
+
+def test_backends_side_by_side(idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where both names stand for the same backend, as on a CPU, the curves are equal, and they fall."""
+    out = tmp_path / "out"
+    options = ["--backend", "reference", "auto", "--epochs", "4", "--device", "cpu"]
+    mnist_backends.main([*options, "--data", str(idx_folder), "--out", str(out)])
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert runs["reference"] == runs["auto"] and len(runs["auto"]["loss"]) == 4 * 12 // mnist_backends.WINDOW
+    assert runs["auto"]["loss"][-1] < runs["auto"]["loss"][0] and png_size(out / "loss.png") == (800, 500)
+    assert "reference" in capsys.readouterr().out

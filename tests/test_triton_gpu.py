@@ -92,7 +92,7 @@ def test_same_bits_alone_and_in_a_group(op):
 
 @pytest.mark.parametrize("op", ["symm_gemm", "gemm_add"])
 @pytest.mark.parametrize("strides", [(2**31 + 96, 96, 1), (96, 2**25 + 16, 1), (96, 1, 2**25 + 16)], ids=str)
-def test_products_beyond_2_31_elements(op, strides):
+def test_products_beyond_2_31_elements(op, strides, huge_tensors):
     """In the batch, in the rows, in the columns; about 9 GB."""
     shape = (2, 80, 80)
     last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
@@ -109,7 +109,7 @@ def test_products_beyond_2_31_elements(op, strides):
     assert torch.equal(x, near)
 
 
-def test_elementwise_beyond_2_31_elements():
+def test_elementwise_beyond_2_31_elements(huge_tensors):
     n = 2**31 + 40_000
     grad = torch.ones(n, dtype=torch.bfloat16, device="cuda")
     grad[-3:] = 2.0

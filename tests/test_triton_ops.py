@@ -145,20 +145,27 @@ def prologue_call(grad, momentum, out):
     return *lists, sumsq
 
 
-@pytest.mark.parametrize("options", [
-    {},
+PROLOGUE_DTYPES = [
+    (torch.float32, torch.float32, torch.float16),
+    (torch.float16, torch.float32, torch.float32),
+    (torch.float32, torch.float16, torch.float16),
+    *([] if INTERPRETED else [(torch.bfloat16,) * 3]),
+]
+PROLOGUE_OPTIONS = [
     {"nesterov": False},
     {"ema": False, "maximize": True},
     {"ema": False, "nesterov": False, "momentum": 0.3},
     {"grad_scale": 3.0, "momentum": 0.0},
     {"grad_scale": 1024.0, "found_inf": 0.0},
-], ids=lambda o: "-".join(o) or "default")  # fmt: skip
-@pytest.mark.parametrize("dtypes", [
-    (torch.float32, torch.float32, torch.float16),
-    (torch.float16, torch.float32, torch.float32),
-    (torch.float32, torch.float16, torch.float16),
-    *([] if INTERPRETED else [(torch.bfloat16,) * 3]),
-], ids=lambda d: "-".join(str(t)[6:] for t in d))  # fmt: skip
+]
+# Every kernel is compiled for its dtypes, its options and each shape: all dtypes as usual, all options with some dtype.
+PROLOGUES = [
+    *((dtypes, {}) for dtypes in PROLOGUE_DTYPES),
+    *((PROLOGUE_DTYPES[i % len(PROLOGUE_DTYPES)], options) for i, options in enumerate(PROLOGUE_OPTIONS)),
+]
+
+
+@pytest.mark.parametrize(("dtypes", "options"), PROLOGUES, ids=str)
 def test_prologue(dtypes, options):
     options = {"momentum": 0.95} | {
         key: torch.tensor([value], device=DEVICE) if key in ("grad_scale", "found_inf") else value
@@ -279,10 +286,12 @@ def test_autograd_counts_the_writes(op):
 @pytest.mark.parametrize("out_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_normalize(dtype, out_dtype):
+    """Every shape once for two dtypes, since each is a kernel of its own; its layout changes with the dtypes."""
+    layouts = ("contiguous", "padded", "transposed")
+    shift = DTYPES.index(dtype) + 2 * DTYPES.index(out_dtype)
     xs = [
-        in_layout(torch.randn(1 + i % 3, *shape, device=DEVICE).to(dtype), layout)
+        in_layout(torch.randn(1 + i % 3, *shape, device=DEVICE).to(dtype), layouts[(i + shift) % 3])
         for i, shape in enumerate([*SHAPES, (3, 9000)])
-        for layout in ("contiguous", "padded", "transposed")
     ]
     sumsq = torch.cat([x.double().square().sum((1, 2)) for x in xs])
     outs = [torch.full(x.shape, torch.nan, device=DEVICE, dtype=out_dtype) for x in xs]
@@ -329,7 +338,9 @@ def test_chains_have_the_bits_of_product_after_product(method):
         op(chain._workspace, chain._plan.program)
         results = [view(chain._workspace, buffer) for buffer in chain._plan.results]
         expected = expected or results
-        assert all(torch.equal(one, other) and one.isfinite().all() for one, other in zip(results, expected, strict=True))
+        assert all(
+            torch.equal(one, other) and one.isfinite().all() for one, other in zip(results, expected, strict=True)
+        )
 
 
 def product_by_product(workspace, program):

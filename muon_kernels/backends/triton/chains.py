@@ -80,14 +80,15 @@ def _plan(
 def _links(
     products: Sequence[int], scalars: Sequence[float], chains: Sequence[int]
 ) -> Iterator[tuple[_Kind, list[tuple[int, ...]]]]:
-    """For every link, the products of all chains in groups of one kind: the operands' codes, counted over all chains."""
-    rows = iter(zip(rows_of(products, PRODUCT_FIELDS), rows_of(scalars, SCALAR_FIELDS), strict=True))
+    """For every link, the products of all chains by kind: their operands' codes, buffers counted over all chains."""
+    factors_of = (tuple(scalars[i : i + SCALAR_FIELDS]) for i in range(0, len(scalars), SCALAR_FIELDS))
+    rows = iter(zip(rows_of(products, PRODUCT_FIELDS), factors_of, strict=True))
     links: dict[int, dict[_Kind, list[tuple[int, ...]]]] = {}
     first = 0
     for buffer_count, product_count in rows_of(chains, 2):
         for link in range(product_count):
             (symmetric, *codes), factors = next(rows)
-            kind = (bool(symmetric), codes[2] == NONE, tuple(factors))
+            kind = (bool(symmetric), codes[2] == NONE, factors)
             members = links.setdefault(link, {}).setdefault(kind, [])
             members.append(tuple(code if code == NONE else code + 2 * first for code in codes))
         first += buffer_count
