@@ -221,6 +221,22 @@ def test_the_promised_kernels_run():
     assert {name: ran.count(name) for name in set(ran) if "memset" not in name.lower()} == expected
 
 
+def test_the_optimizer_steps_as_on_the_reference_backend():
+    shapes = [(256, 256)] * 3 + [(256, 1024), (1024, 256)] * 2 + [(33, 7)]
+    start = [torch.randn(shape, device="cuda") for shape in shapes]
+    params = {name: [torch.nn.Parameter(p.clone()) for p in start] for name in ("triton", "reference")}
+    optimizers = {name: muon_kernels.Muon(ps, lr=0.02) for name, ps in params.items()}
+    for _ in range(3):
+        grads = [torch.randn_like(p) for p in start]
+        for name, optimizer in optimizers.items():
+            for p, grad in zip(params[name], grads, strict=True):
+                p.grad = grad.clone()
+            with use_backend(name):
+                optimizer.step()
+    for ours, plain, before in zip(params["triton"], params["reference"], start, strict=True):
+        assert (ours - plain).norm() <= 1e-2 * (plain - before).norm()
+
+
 def test_warm_up_compiles_and_runs_nothing():
     x, gram = randn(3, 144, 272), torch.full((3, 144, 144), torch.nan, device="cuda").half()
     out = torch.full_like(x, torch.nan)
