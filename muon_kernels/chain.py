@@ -64,15 +64,15 @@ def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence
     """
     if not rows:
         return x
-    home = build.buffer(x.rows, x.rows)
+    home = q = build.buffer(x.rows, x.rows)
     rest: list[Operand] = []  # scratch beyond what fits into the spare X
     for k, (a, b, c) in enumerate(rows):
         if k == RESTART_STEP:
             build.gemm_add(q, x, spare)
             x, spare = spare, x
         if k in (0, RESTART_STEP):
-            # The spare X is free until it takes QX. Q and W change places in every step but the first after a start, and Q
-            # must be at home at the end.
+            # The spare X is free until it takes QX. Q and W change places in every step but the first after a start,
+            # and Q must be at home at the end.
             end = RESTART_STEP if k < RESTART_STEP < len(rows) else len(rows)
             inside = build.carve(spare, x.rows, 3)
             rest = rest or [build.buffer(x.rows, x.rows) for _ in range(3 - len(inside))]
@@ -86,7 +86,8 @@ def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence
             build.symm_gemm(q, p, w)
             q, w, factor = w, q, p
         if k + 1 not in (RESTART_STEP, len(rows)):
+            # P times (RP), not (RP) times P: of the errors of RP that break symmetry, fewer come through.
             build.symm_gemm(r, factor, w)
-            build.symm_gemm(w, factor, r)
+            build.symm_gemm(factor, w, r)
     build.gemm_add(q, x, spare)
     return spare

@@ -85,7 +85,7 @@ class ProgramBuilder:
         return Operand(self.chains[-2] - 1, rows, cols)
 
     def carve(self, operand: Operand, side: int, most: int) -> list[Operand]:
-        """As many [batch, side, side] as fit into the memory of `operand`'s buffer, at most `most`; they overwrite it."""
+        """At most `most` [batch, side, side] in the memory of `operand`'s buffer, which they overwrite, if they fit."""
         own = self.chains[-2] * BUFFER_FIELDS
         offset, batch, rows, _, _, pitch = rows_of(self.buffers[-own:], BUFFER_FIELDS)[operand.buffer]
         row = padded(side, self.element_size)
