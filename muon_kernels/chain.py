@@ -86,8 +86,7 @@ def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence
             build.symm_gemm(q, p, w)
             q, w, factor = w, q, p
         if k + 1 not in (RESTART_STEP, len(rows)):
-            # P times (RP), not (RP) times P: of the errors of RP that break symmetry, fewer come through.
             build.symm_gemm(r, factor, w)
-            build.symm_gemm(factor, w, r)
+            build.symm_gemm(w, factor, r)
     build.gemm_add(q, x, spare)
     return spare
