@@ -1,8 +1,8 @@
 // The whole C++ surface of muon_kernels: plain structs of pointers, shapes and strides, and the launchers that take them.
 //
 // A launcher checks what it can check on the host, enqueues on the stream and returns; it never synchronises, allocates
-// device memory or keeps what a pointer points to, so that every launcher can be captured in a CUDA graph. Tables of tensors travel by value as
-// kernel parameters. Strides count elements.
+// device memory or keeps what a pointer points to, so that every launcher can be captured in a CUDA graph. Tables of
+// tensors travel by value as kernel parameters. Strides count elements.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,6 +19,14 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 // One operand of an elementwise op, seen as a matrix.
 struct MatrixView {
   void* data;
+  int64_t row_stride;
+  int64_t col_stride;
+};
+
+// A batch of matrices. In products one of row_stride and col_stride is 1.
+struct MatrixBatch {
+  void* data;
+  int64_t batch_stride;
   int64_t row_stride;
   int64_t col_stride;
 };
@@ -52,6 +60,22 @@ struct PrologueArgs {
 int64_t prologue_partials(const PrologueItem* items, int64_t count, const PrologueArgs& args);
 
 cudaError_t launch_prologue(const PrologueItem* items, int64_t count, const PrologueArgs& args, cudaStream_t stream);
+
+// ---- sum_squares: the squared Frobenius norm of every matrix of a problem list --------------------------------------------
+
+struct SumSquaresItem {
+  int64_t batch;
+  int64_t rows;
+  int64_t cols;
+  MatrixBatch x;  // read only
+};
+
+// Number of doubles that `partials` must hold for these items.
+int64_t sum_squares_partials(const SumSquaresItem* items, int64_t count, DType x_dtype);
+
+// `sumsq`: one per matrix of all batches.
+cudaError_t launch_sum_squares(const SumSquaresItem* items, int64_t count, DType x_dtype, double* sumsq,
+                               double* partials, cudaStream_t stream);
 
 // ---- normalize: out <- x / max(safety_factor * sqrt(sumsq), eps) -------------------------------------------------------
 
@@ -100,14 +124,6 @@ cudaError_t launch_apply(const ApplyItem* items, int64_t count, const ApplyArgs&
 
 // ---- products: symm_gemm and gemm_add, 16-bit elements with fp32 accumulation, Hopper -----------------------------------
 
-// A batch of matrices; one of row_stride and col_stride is 1.
-struct MatrixBatch {
-  void* data;
-  int64_t batch_stride;
-  int64_t row_stride;
-  int64_t col_stride;
-};
-
 // out = alpha A B + beta C + delta I, with A [m, k], B [k, n], C and out [m, n].
 struct GemmItem {
   int64_t batch;
@@ -135,6 +151,24 @@ struct GemmArgs {
 // symm_gemm: A B and C are symmetric (m == n); the result is bitwise so. Delta is for symm_gemm only.
 cudaError_t launch_symm_gemm_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream);
 cudaError_t launch_gemm_add_sm90(const GemmItem* items, int64_t count, const GemmArgs& args, cudaStream_t stream);
+
+// A batch of products that step one parameter each: param <- param (1 - lr weight_decay) - lr scale alpha A B, with
+// alpha A B rounded to 16 bit in between.
+struct GemmApplyItem {
+  int64_t batch;
+  int64_t m;
+  int64_t n;
+  int64_t k;
+  MatrixBatch a;             // as in GemmItem, but no size need be a multiple of anything
+  MatrixBatch b;
+  const MatrixView* params;  // one per matrix, [m, n]: all with unit column stride, or all with unit row stride
+  const double* scales;      // one per matrix
+  float alpha;
+};
+
+// Operands are float16, parameters float32 or bfloat16. `overwrite`: param <- alpha A B; lr and the like are not read.
+cudaError_t launch_gemm_apply_sm90(const GemmApplyItem* items, int64_t count, const ApplyArgs& args, bool overwrite,
+                                   cudaStream_t stream);
 
 // The tile shape for these items on a device of so many multiprocessors: a function of the sizes only.
 int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors);

@@ -89,6 +89,38 @@ void bind_prologue(py::module_& m) {
       py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
 }
 
+// ---- sum_squares -------------------------------------------------------------------------------------------------------
+
+// batch, rows, cols, then pointer, batch stride, row stride and column stride.
+using SumSquaresFields = std::array<int64_t, 7>;
+
+void bind_sum_squares(py::module_& m) {
+  using Items = std::vector<SumSquaresItem>;
+  const auto items_of = [](const std::vector<SumSquaresFields>& list) {
+    Items items;
+    items.reserve(list.size());
+    for (const SumSquaresFields& f : list) items.push_back({f[0], f[1], f[2], {pointer<void>(f[3]), f[4], f[5], f[6]}});
+    return items;
+  };
+  m.def(
+      "sum_squares_partials",
+      [items_of](const std::vector<SumSquaresFields>& list, int x_dtype) {
+        const Items items = items_of(list);
+        return sum_squares_partials(items.data(), static_cast<int64_t>(items.size()), static_cast<DType>(x_dtype));
+      },
+      py::arg("items"), py::arg("x_dtype"));
+
+  m.def(
+      "sum_squares",
+      [items_of](const std::vector<SumSquaresFields>& list, int x_dtype, int64_t sumsq, int64_t partials,
+                 int64_t stream) {
+        const Items items = items_of(list);
+        check(launch_sum_squares(items.data(), static_cast<int64_t>(items.size()), static_cast<DType>(x_dtype),
+                                 pointer<double>(sumsq), pointer<double>(partials), stream_of(stream)));
+      },
+      py::arg("items"), py::arg("x_dtype"), py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
+}
+
 // ---- normalize ---------------------------------------------------------------------------------------------------------
 
 // batch, rows, cols, then pointer, batch stride, row stride and column stride of x and out.
@@ -148,6 +180,12 @@ void bind_apply(py::module_& m) {
 // batch, m, n, k, then pointer, batch stride, row stride and column stride of a, b, c and out.
 using GemmFields = std::array<int64_t, 20>;
 
+// batch, m, n, k, then pointer, batch stride, row stride and column stride of a and b.
+using GemmApplyFields = std::array<int64_t, 12>;
+
+// Pointer, row stride and column stride.
+using ParamFields = std::array<int64_t, 3>;
+
 std::vector<GemmItem> gemm_items(const std::vector<GemmFields>& list, double alpha, double beta, double delta) {
   std::vector<GemmItem> items;
   items.reserve(list.size());
@@ -171,6 +209,37 @@ void bind_products(py::module_& m) {
       },
       py::arg("symmetric"), py::arg("items"), py::arg("dtype"), py::arg("alpha"), py::arg("beta"), py::arg("delta"),
       py::arg("tile"), py::arg("stream"));
+
+  m.def(
+      "gemm_apply",
+      [](const std::vector<GemmApplyFields>& list, const std::vector<ParamFields>& params,
+         const std::vector<double>& scales, int param_dtype, double alpha, bool overwrite, double weight_decay,
+         double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t stream) {
+        std::vector<MatrixView> views;
+        views.reserve(params.size());
+        for (const ParamFields& f : params) views.push_back({pointer<void>(f[0]), f[1], f[2]});
+        std::vector<GemmApplyItem> items;
+        items.reserve(list.size());
+        size_t first = 0;
+        for (const GemmApplyFields& f : list) {
+          const auto matrices = [&f](int i) { return MatrixBatch{pointer<void>(f[i]), f[i + 1], f[i + 2], f[i + 3]}; };
+          items.push_back({f[0], f[1], f[2], f[3], matrices(4), matrices(8), &views.at(first), &scales.at(first),
+                           static_cast<float>(alpha)});
+          first += static_cast<size_t>(f[0]);
+        }
+        const ApplyArgs args{static_cast<DType>(param_dtype),
+                             DType::kFloat16,
+                             weight_decay,
+                             lr,
+                             pointer<const void>(lr_device),
+                             lr_device_float64,
+                             pointer<const float>(found_inf)};
+        check(launch_gemm_apply_sm90(items.data(), static_cast<int64_t>(items.size()), args, overwrite,
+                                     stream_of(stream)));
+      },
+      py::arg("items"), py::arg("params"), py::arg("scales"), py::arg("param_dtype"), py::arg("alpha"),
+      py::arg("overwrite"), py::arg("weight_decay"), py::arg("lr"), py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"),
+      py::arg("stream"));
 
   m.def(
       "choose_gemm_tile",
@@ -228,6 +297,7 @@ void bind_chains(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CUDA launchers of muon_kernels: integers in, nothing checked. Use muon_kernels.ops.";
   muon_kernels::bind_prologue(m);
+  muon_kernels::bind_sum_squares(m);
   muon_kernels::bind_normalize(m);
   muon_kernels::bind_apply(m);
   muon_kernels::bind_products(m);

@@ -1,7 +1,8 @@
 """The Newton-Schulz chains, written once against a ProgramBuilder; they know no backend.
 
 Every function takes a wide matrix (rows <= cols; a tall one comes in transposed), already normalised, and `spare`,
-scratch of the same shape. Both are overwritten; the one that is returned holds the result.
+scratch of the same shape. Both are overwritten. The result comes as its last product, which is not in the program yet:
+who needs it decides where to.
 
 With A = XX^T a step multiplies X by P = aI + bA + cA^2. Textbooks add aX in full precision. In float16 P is formed with
 its term aI, in the standard chain as a completed square, cS^2 + (a - b^2 / 4c) I with S = A + (b / 2c) I: then products
@@ -13,6 +14,7 @@ be up to 2.7 times, and in bfloat16 three times on flat spectra, where all round
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .coefficients import Row
 from .program import Operand, ProgramBuilder
@@ -22,14 +24,21 @@ RESTART_STEP = 2
 negative eigenvalues that grow without it. One restart before the third step is the choice of Zhang, Amsel, Chen and
 Dao (gram-newton-schulz)."""
 
-
 LARGEST_SHIFT = 8.0
 """Of |b / 2c|: the completed square loses as many digits as b^2 / 4c has more than a. Every preset stays below 3."""
 
 
+class LastProduct(NamedTuple):
+    """The result of a chain: factor times x, or x itself. `spare` is free."""
+
+    factor: Operand | None
+    x: Operand
+    spare: Operand
+
+
 def standard_chain(
     build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence[Row], *, whole_factor: bool
-) -> Operand:
+) -> LastProduct:
     """A = XX^T; X <- aX + (bA + cA^2) X, once a row. https://kellerjordan.github.io/posts/muon/
 
     whole_factor: X <- (aI + bA + cA^2) X instead.
@@ -37,7 +46,7 @@ def standard_chain(
     p = build.buffer(x.rows, x.rows)
     # A Gram matrix is no longer needed when the next X is written.
     grams = {operand: build.carve(operand, x.rows, 1)[0] for operand in (x, spare)}
-    for a, b, c in rows:
+    for k, (a, b, c) in enumerate(rows):
         gram = grams[spare]
         delta = a if whole_factor else 0.0
         if not c:
@@ -49,21 +58,23 @@ def standard_chain(
         else:
             build.symm_gemm(x, x.mT, gram)
             build.symm_gemm(gram, gram, p, alpha=c, c=gram, beta=b, delta=delta)
-        if whole_factor:
+        if not whole_factor:
+            build.gemm_add(p, x, spare, c=x, beta=a)
+        elif k + 1 < len(rows):
             build.gemm_add(p, x, spare)
         else:
-            build.gemm_add(p, x, spare, c=x, beta=a)
+            return LastProduct(p, x, spare)
         x, spare = spare, x
-    return x
+    return LastProduct(None, x, spare)
 
 
-def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence[Row]) -> Operand:
+def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence[Row]) -> LastProduct:
     """The same polynomial evaluated in R = XX^T, so that X is touched only at a restart and at the end.
 
     Per row: P = aI + bR + cR^2, Q <- QP, R <- PRP; finally X <- QX. https://github.com/Dao-AILab/gram-newton-schulz
     """
     if not rows:
-        return x
+        return LastProduct(None, x, spare)
     home = q = build.buffer(x.rows, x.rows)
     rest: list[Operand] = []  # scratch beyond what fits into the spare X
     for k, (a, b, c) in enumerate(rows):
@@ -88,5 +99,4 @@ def gram_chain(build: ProgramBuilder, x: Operand, spare: Operand, rows: Sequence
         if k + 1 not in (RESTART_STEP, len(rows)):
             build.symm_gemm(r, factor, w)
             build.symm_gemm(w, factor, r)
-    build.gemm_add(q, x, spare)
-    return spare
+    return LastProduct(q, x, spare)

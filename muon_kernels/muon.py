@@ -18,7 +18,7 @@ from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
 from .masters import Masters
 from .matrices import Layout, freeze_layout, split
-from .ops import apply, prologue
+from .ops import apply, gemm_apply, prologue
 from .orthogonalize import (
     DEFAULT_EPS,
     DEFAULT_STEPS,
@@ -342,10 +342,19 @@ class Muon(Optimizer):
             grad_scale=amp.grad_scale,
             found_inf=amp.found_inf,
         )
-        orthogonal = chain.run(chain.inputs, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
+        norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
+        lr, weight_decay, scales = group["lr"], group["weight_decay"], matrices.scales
+        if isinstance(lr, Tensor) and lr.device.type != "cpu":
+            lr = lr.to(device)
+        if chain.factored and group["normalizer"] is None and group["weight_decay_rule"] == "decoupled":
+            left, right = chain.factors(chain.inputs, sumsq, **norm)
+            gemm_apply(
+                left, right, matrices.params, lr=lr, weight_decay=weight_decay, scales=scales, found_inf=amp.found_inf
+            )
+            return
+        orthogonal = chain.run(chain.inputs, sumsq, **norm)
         if group["normalizer"] is not None:
             orthogonal = group["normalizer"].run(orthogonal, matrices.moments, amp.found_inf)
-        lr, weight_decay, scales = group["lr"], group["weight_decay"], matrices.scales
         if group["weight_decay_rule"] == "cautious":
             updates = with_cautious_decay(orthogonal, matrices.params, scales, weight_decay)
             weight_decay, scales = 0.0, [1.0] * len(scales)
@@ -354,7 +363,7 @@ class Muon(Optimizer):
         apply(
             matrices.params,
             updates,
-            lr=lr.to(device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
+            lr=lr,
             weight_decay=weight_decay,
             scales=scales,
             found_inf=amp.found_inf,

@@ -23,11 +23,16 @@ _SCHEMAS = {
         "(Tensor[] grads, Tensor(a!)[] momenta, Tensor(b!)[] outs, Tensor(c!) sumsq, *, float momentum, bool nesterov,"
         " bool ema, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
     ),
+    "sum_squares": "(Tensor[] xs, Tensor(a!) sumsq) -> ()",
     "normalize": "(Tensor[] xs, Tensor sumsq, Tensor(a!)[] outs, *, float eps, float safety_factor) -> ()",
     "symm_gemm": (
         "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta, float delta) -> ()"
     ),
     "gemm_add": "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta) -> ()",
+    "gemm_apply": (
+        "(Tensor[] a, Tensor[] b, Tensor(c!)[] params, *, Tensor lr, float weight_decay, float[] scales,"
+        " Tensor? found_inf) -> ()"
+    ),
     "chains": ("(Tensor(a!)[] workspace, *, int[] buffers, int[] products, float[] scalars, int[] chains) -> ()"),
     "apply": (
         "(Tensor(a!)[] params, Tensor[] updates, *, Tensor lr, float weight_decay, float[] scales,"
@@ -93,6 +98,20 @@ def prologue(
         )
 
 
+def sum_squares(xs: Sequence[Tensor], sumsq: Tensor) -> None:
+    """sumsq[i] <- the squared Frobenius norm of matrix i, summed in float64.
+
+    Args:
+        xs: problem list.
+        sumsq: float64 [total number of matrices], overwritten, in the order of the list.
+    """
+    _check_lists(xs=xs)
+    _check_problems(xs=xs)
+    _check_sumsq(sumsq, xs)
+    if xs:
+        torch.ops.muon_kernels.sum_squares(xs, sumsq)
+
+
 def normalize(
     xs: Sequence[Tensor], sumsq: Tensor, outs: Sequence[Tensor], *, eps: float, safety_factor: float = 1.0
 ) -> None:
@@ -111,9 +130,7 @@ def normalize(
     _check_lists(xs=xs, outs=outs)
     _check_same_shapes(xs=xs, outs=outs)
     _check_problems(xs=xs)
-    matrices = sum(x.shape[0] for x in xs)
-    if sumsq.shape != (matrices,) or sumsq.dtype != torch.float64:
-        raise ValueError(f"sumsq must be float64 [{matrices}], got {sumsq.dtype} {list(sumsq.shape)}")
+    _check_sumsq(sumsq, xs)
     if xs:
         torch.ops.muon_kernels.normalize(xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
 
@@ -162,12 +179,56 @@ def gemm_add(
         a: problem list, entries [batch, m, k].
         b: problem list, entries [batch, k, n].
         c: problem list, entries [batch, m, n], or an empty list for no summand.
-        outs: problem list, entries [batch, m, n], overwritten; no memory shared with the other lists.
+        outs: problem list, entries [batch, m, n], overwritten; no memory shared with the other lists. Its dtype may
+            differ from that of the operands: a kernel may then round to the operands' dtype first.
         alpha, beta: factors of the product and of c.
     """
     _check_gemm(a, b, c, outs)
     if outs:
         torch.ops.muon_kernels.gemm_add(a, b, c, outs, alpha=alpha, beta=beta)
+
+
+def gemm_apply(
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    params: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    weight_decay: float = 0.0,
+    scales: Sequence[float],
+    found_inf: Tensor | None = None,
+) -> None:
+    """p <- (1 - lr * weight_decay) p - lr * scale * a b: `apply` with products that need not be stored.
+
+    The products are rounded to the operands' dtype first: the result has the bits of `gemm_add` and `apply`.
+
+    Args:
+        a: problem list, entries [batch, m, k].
+        b: problem list, entries [batch, k, n].
+        params: as many [m, n] as there are matrices in `a`, in their order, of any floating dtype, updated in place.
+        lr, weight_decay, scales, found_inf: as of `apply`.
+    """
+    _check_lists(a=a, b=b)
+    _check_problems(a=a, b=b)
+    shapes = []
+    for i, (left, right) in enumerate(zip(a, b, strict=True)):
+        batch, m, k = left.shape
+        if right.shape[:2] != (batch, k):
+            raise ValueError(f"b[{i}] must be [{batch}, {k}, n] to follow a[{i}], got {list(right.shape)}")
+        shapes += [(m, right.shape[2])] * batch
+    if len(params) != len(shapes):
+        raise ValueError(f"params must have one entry for each of the {len(shapes)} matrices of a, got {len(params)}")
+    _check_lists(params=params)
+    if params and params[0].device != a[0].device:
+        raise ValueError(f"params must be on {a[0].device} like a[0], got {params[0].device}")
+    for i, (param, shape) in enumerate(zip(params, shapes, strict=True)):
+        if param.shape != shape:
+            raise ValueError(f"params[{i}] must be {list(shape)}, got {list(param.shape)}")
+    rate = _check_step(params, lr, scales, found_inf)
+    if params:
+        torch.ops.muon_kernels.gemm_apply(
+            a, b, params, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf
+        )
 
 
 def chains(workspace: Tensor, program: Program) -> None:
@@ -217,15 +278,29 @@ def apply(
     """
     _check_lists(params=params, updates=updates)
     _check_same_shapes(params=params, updates=updates)
+    rate = _check_step(params, lr, scales, found_inf)
+    if params:
+        torch.ops.muon_kernels.apply(
+            params, updates, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf
+        )
+
+
+def _check_step(
+    params: Sequence[Tensor], lr: float | Tensor, scales: Sequence[float], found_inf: Tensor | None
+) -> Tensor:
+    """lr as a tensor."""
     if len(scales) != len(params):
         raise ValueError(f"scales must have {len(params)} entries, got {len(scales)}")
     rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
     _check_scalar("lr", rate)
     _check_scalar("found_inf", found_inf)
-    if params:
-        torch.ops.muon_kernels.apply(
-            params, updates, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf
-        )
+    return rate
+
+
+def _check_sumsq(sumsq: Tensor, xs: Sequence[Tensor]) -> None:
+    matrices = sum(x.shape[0] for x in xs)
+    if sumsq.shape != (matrices,) or sumsq.dtype != torch.float64:
+        raise ValueError(f"sumsq must be float64 [{matrices}], got {sumsq.dtype} {list(sumsq.shape)}")
 
 
 def _check_lists(**lists: Sequence[Tensor]) -> None:

@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .chain import gram_chain, standard_chain
+from .chain import LastProduct, gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
-from .ops import chains, normalize
+from .ops import chains, gemm_add, normalize, sum_squares
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
 from .workspace import empty_batch, padded
 
@@ -71,14 +71,17 @@ def orthogonalize(
     if G.numel() == 0:
         return out
     matrices = G.reshape(-1, *G.shape[-2:])
+    into = out.view(matrices.shape)
     if method == "svd":
-        result = polar_factor(matrices)
-    else:
-        sumsq = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float64).square()
-        groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
-        chain = Orthogonalizer(groups, rows, method=method, compute_dtype=compute, device=G.device)
-        (result,) = chain.run([matrices], sumsq, eps=eps, safety_factor=safety_factor)
-    out.view(matrices.shape).copy_(result)
+        into.copy_(polar_factor(matrices))
+        return out
+    sumsq = torch.empty(matrices.shape[0], dtype=torch.float64, device=G.device)
+    sum_squares([matrices], sumsq)
+    groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
+    chain = Orthogonalizer(groups, rows, method=method, compute_dtype=compute, device=G.device)
+    (result,) = chain.run([matrices], sumsq, eps=eps, safety_factor=safety_factor, outs=[into])
+    if result is not into:
+        into.copy_(result)
     return out
 
 
@@ -94,6 +97,7 @@ class Orthogonalizer:
     Attributes:
         inputs: one [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
             bfloat16 if compute_dtype is float16, which has too little range for what is not normalised yet.
+        factored: whether `factors` can be called: the result is a product that is left to the caller.
     """
 
     def __init__(
@@ -107,28 +111,65 @@ class Orthogonalizer:
     ) -> None:
         raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
         self._plan: _Plan | None = None
+        self.factored = False
         if method == "svd":
             self.inputs = [empty_batch(*group, raw_dtype, device) for group in groups]
         else:
             self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype)
+            self.factored = None not in self._plan.factors
             self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
-            self.inputs = [view(self._workspace.view(raw_dtype), buffer) for buffer in self._plan.spare]
+            self.inputs = [view(self._workspace.view(raw_dtype), buffer) for buffer in self._plan.inputs]
 
-    def run(self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float) -> list[Tensor]:
+    def factors(
+        self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Everything but the last product: problem lists a and b, views of the scratch memory, whose products a[i] b[i]
+        are the matrices orthogonalised. Arguments as of `run`."""
+        assert self._plan is not None and self.factored
+        self._prepare(self._plan, matrices, sumsq, eps, safety_factor)
+        left, right = [], []
+        for x, factor in zip(self._plan.xs, self._plan.factors, strict=True):
+            assert factor is not None
+            p, q = view(self._workspace, factor), view(self._workspace, x)
+            tall = q.shape[1] > q.shape[2]
+            left.append(q if tall else p)
+            right.append(p.mT if tall else q)
+        return left, right
+
+    def run(
+        self,
+        matrices: Sequence[Tensor],
+        sumsq: Tensor,
+        *,
+        eps: float,
+        safety_factor: float,
+        outs: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
         """Orthogonalises `matrices`, a problem list in the order and of the shapes of the groups.
 
         Args:
             sumsq: float64 [total number of matrices], their squared Frobenius norms.
+            outs: a problem list like `matrices` in shape, of any floating dtype, that may be returned, overwritten.
 
         Returns:
-            A problem list like `matrices` in shape; views of the scratch memory.
+            A problem list like `matrices` in shape: `outs` if `factored`, else views of the scratch memory.
         """
         if self._plan is None:
             return [polar_factor(x) for x in matrices]
-        xs = [view(self._workspace, buffer) for buffer in self._plan.normalised]
+        if not self.factored:
+            self._prepare(self._plan, matrices, sumsq, eps, safety_factor)
+            return [view(self._workspace, buffer) for buffer in self._plan.xs]
+        left, right = self.factors(matrices, sumsq, eps=eps, safety_factor=safety_factor)
+        results = [view(self._workspace, buffer) for buffer in self._plan.spares] if outs is None else list(outs)
+        gemm_add(left, right, [], results)
+        return results
+
+    def _prepare(
+        self, plan: _Plan, matrices: Sequence[Tensor], sumsq: Tensor, eps: float, safety_factor: float
+    ) -> None:
+        xs = [view(self._workspace, buffer) for buffer in plan.normalised]
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
-        chains(self._workspace, self._plan.program)
-        return [view(self._workspace, buffer) for buffer in self._plan.results]
+        chains(self._workspace, plan.program)
 
 
 def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method, compute_dtype: torch.dtype) -> int:
@@ -139,12 +180,15 @@ def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method,
 
 
 class _Plan(NamedTuple):
-    """A program, and per group the BUFFER_FIELDS of three buffers: X, its scratch twin, and the one with the result."""
+    """A program, and per group the BUFFER_FIELDS of five buffers: where the normalised X goes, its scratch twin, and of
+    the result factor x (or x, if there is no factor) the two operands and what is free for it."""
 
     program: Program
     normalised: tuple[Sequence[int], ...]
-    spare: tuple[Sequence[int], ...]
-    results: tuple[Sequence[int], ...]
+    inputs: tuple[Sequence[int], ...]
+    factors: tuple[Sequence[int] | None, ...]
+    xs: tuple[Sequence[int], ...]
+    spares: tuple[Sequence[int], ...]
 
 
 @lru_cache(maxsize=256)
@@ -152,18 +196,23 @@ def _plan(
     groups: tuple[tuple[int, int, int], ...], rows: tuple[Row, ...], method: Method, compute_dtype: torch.dtype
 ) -> _Plan:
     build = ProgramBuilder(compute_dtype.itemsize)
-    chosen: list[tuple[Sequence[int], ...]] = []
+    half = compute_dtype == torch.float16
+    chosen: list[tuple[Sequence[int] | None, ...]] = []
     for count, height, width in groups:
         build.chain(count)
         first = len(build.buffers)
         x, spare = (build.buffer(height, width) for _ in range(2))
         wide, wide_spare = (x.mT, spare.mT) if height > width else (x, spare)
         if resolve_method(method, height, width, len(rows), compute_dtype) == "gram":
-            result = gram_chain(build, wide, wide_spare, rows)
+            last = gram_chain(build, wide, wide_spare, rows)
         else:
-            result = standard_chain(build, wide, wide_spare, rows, whole_factor=compute_dtype == torch.float16)
+            last = standard_chain(build, wide, wide_spare, rows, whole_factor=half)
+        if last.factor is not None and not half:  # in float16 alone do all chains end with a product
+            build.gemm_add(last.factor, last.x, last.spare)
+            last = LastProduct(None, last.spare, last.x)
         buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)
-        chosen.append(tuple(tuple(buffers[operand.buffer]) for operand in (x, spare, result)))
+        operands = (x, spare, *last)
+        chosen.append(tuple(None if operand is None else tuple(buffers[operand.buffer]) for operand in operands))
     return _Plan(build.build(), *zip(*chosen, strict=True))
 
 

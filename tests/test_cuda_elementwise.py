@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from cases import LAYOUTS, in_layout
 
 from muon_kernels import ops, use_backend
 from muon_kernels.backends import cuda, reference
@@ -359,6 +360,20 @@ def test_normalize(layout, out_dtype, dtype):
         exact = x.double() / (1.5 * x.double().square().sum((1, 2), keepdim=True).sqrt())
         torch.testing.assert_close(out.double(), exact, rtol=2 * torch.finfo(out_dtype).eps, atol=1e-7)
         assert m[:, :, m.shape[2] - width :].isnan().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum_squares(dtype, layout):
+    """Also more matrices than a table holds, and sizes beyond float32's range when squared."""
+    shapes = [(1, 1, 1), (3, 33, 7), (1100, 5, 8), (2, 300, 257), (0, 4, 4), (1, 1, 9)]
+    size = 1.0 if dtype == torch.float16 else 1e30
+    xs = [in_layout((torch.randn(shape) * size).to("cuda", dtype), layout) for shape in shapes]
+    sumsq = torch.full((sum(s[0] for s in shapes),), torch.nan, dtype=torch.float64, device="cuda")
+    with use_backend("cuda"):
+        ops.sum_squares(xs, sumsq)
+    expected = torch.cat([x.double().square().sum((1, 2)) for x in xs])
+    torch.testing.assert_close(sumsq, expected, rtol=1e-12, atol=0)
 
 
 def test_normalize_edges():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import general_products, symmetric_products, tensor_list
+from cases import LAYOUTS, general_products, in_layout, symmetric_products, tensor_list
 
 from muon_kernels import ops
 from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, rows_of, view
@@ -41,6 +41,9 @@ def small_program():
     return build.build()
 
 
+ONE = {"alpha": 1.0, "beta": 0.0}
+
+
 def calls():
     args, kwargs = prologue_call()
     yield "prologue", args, kwargs
@@ -53,6 +56,7 @@ def calls():
             "safety_factor": 1.0,
         },
     )
+    yield "sum_squares", (x, torch.empty(4, dtype=torch.float64)), {}
     for with_c in (True, False):
         p = symmetric_products(torch.float32, "cpu", with_c=with_c)
         yield "symm_gemm", (p.a, p.b, p.c, p.outs), {"alpha": 1.0, "beta": 0.5, "delta": 0.25}
@@ -68,6 +72,13 @@ def calls():
             "scalars": list(program.scalars),
             "chains": list(program.chains),
         },
+    )
+    a, b = [torch.randn(2, 3, 4), torch.randn(1, 5, 5)], [torch.randn(2, 4, 6), torch.randn(1, 5, 2)]
+    yield "gemm_add", (a, b, [], [torch.empty(2, 3, 6).bfloat16(), torch.empty(1, 5, 2).bfloat16()]), ONE
+    yield (
+        "gemm_apply",
+        (a, b, [torch.randn(3, 6), torch.randn(3, 6), torch.randn(5, 2)]),
+        {"lr": torch.tensor(0.1), "weight_decay": 0.1, "scales": [1.0, 2.0, 3.0], "found_inf": None},
     )
     params = tensor_list(torch.float32, "cpu")
     scales = [1.0] * len(params)
@@ -105,6 +116,7 @@ def test_fullgraph(name, args, kwargs):
         else:
             getattr(ops, name)(*args, **kwargs)
 
+    torch.compiler.reset()  # a function may be compiled anew eight times only
     eager, compiled = copies(), copies()
     function(*eager, **kwargs)
     torch.compile(function, fullgraph=True, backend="aot_eager")(*compiled, **kwargs)
@@ -256,6 +268,51 @@ def test_apply(dtype, lr):
         torch.testing.assert_close(param.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+def products_and_params(dtype, param_dtype):
+    """Two entries of several matrices, and parameters in several memory orders."""
+    a = [torch.randn(3, 8, 5).to(dtype), torch.randn(1, 4, 7).to(dtype)]
+    b = [torch.randn(3, 5, 6).to(dtype), torch.randn(1, 7, 9).to(dtype)]
+    params = [in_layout(torch.randn(8, 6).to(param_dtype), layout) for layout in LAYOUTS[:3]]
+    return a, b, [*params, torch.randn(4, 9).to(param_dtype)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemm_apply_is_gemm_add_and_apply(dtype):
+    a, b, params = products_and_params(dtype, torch.float32)
+    before = [p.clone() for p in params]
+    scales = [0.5, 1.0, 1.5, 2.0]
+    ops.gemm_apply(a, b, params, lr=0.1, weight_decay=0.2, scales=scales)
+    products = [x for left, right in zip(a, b, strict=True) for x in (left.double() @ right.double())]
+    for p, old, product, scale in zip(params, before, products, scales, strict=True):
+        expected = old.double() * (1 - 0.1 * 0.2) - 0.1 * scale * product
+        torch.testing.assert_close(p.double(), expected, rtol=EPSILON[dtype] + 1e-6, atol=EPSILON[dtype] + 1e-6)
+
+
+def test_gemm_apply_found_inf_changes_nothing():
+    a, b, params = products_and_params(torch.float32, torch.float32)
+    before = [p.clone() for p in params]
+    ops.gemm_apply(a, b, params, lr=0.1, scales=[1.0] * 4, found_inf=torch.tensor([1.0]))
+    assert all(map(torch.equal, params, before))
+
+
+def test_gemm_add_converts_its_results():
+    a, b, _ = products_and_params(torch.float32, torch.float32)
+    outs = [torch.full((3, 8, 6), torch.nan).bfloat16(), torch.full((1, 4, 9), torch.nan).bfloat16()]
+    ops.gemm_add(a, b, [], outs)
+    for left, right, out in zip(a, b, outs, strict=True):
+        assert torch.equal(out, (left @ right).bfloat16())
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum_squares(dtype, size):
+    xs = [in_layout(torch.randn(2, 7, 5).to(dtype) * size, layout) for layout in LAYOUTS]
+    sumsq = torch.full((8,), torch.nan, dtype=torch.float64)
+    ops.sum_squares(xs, sumsq)
+    expected = torch.cat([x.double().square().sum((1, 2)) for x in xs])
+    torch.testing.assert_close(sumsq, expected, rtol=1e-12, atol=0)
+
+
 def test_apply_found_inf_changes_nothing():
     params = tensor_list(torch.float32, "cpu")
     before = [p.clone() for p in params]
@@ -299,6 +356,10 @@ S = torch.zeros(1, dtype=torch.float64)
         (lambda: ops.prologue([X], [X], [X], S, momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
         (lambda: ops.prologue([X], [X], [X], S, momentum=0.9, grad_scale=X), r"grad_scale must have one element"),
         (lambda: ops.prologue([X], [X], [X], S, momentum=0.9, found_inf=X), r"found_inf must have one element"),
+        (lambda: ops.sum_squares([X], S[:0]), r"sumsq must be float64 \[1\], got torch.float64 \[0\]"),
+        (lambda: ops.gemm_apply([X], [Y], [X[0], X[0]], lr=0.1, scales=[1.0, 1.0]), r"params must have one entry for"),
+        (lambda: ops.gemm_apply([X], [Y], [X[0, :1]], lr=0.1, scales=[1.0]), r"params\[0\] must be"),
+        (lambda: ops.gemm_apply([X], [Y], [X[0, :, :2]], lr=0.1, scales=[]), r"scales must have 1 entries, got 0"),
         (lambda: ops.normalize([X], S[:0], [X], eps=0.0), r"sumsq must be float64 \[1\], got torch.float64 \[0\]"),
         (lambda: ops.apply([X], [X], lr=0.1, scales=[]), r"scales must have 1 entries, got 0"),
         (lambda: ops.apply([X], [X], lr=X, scales=[1.0]), r"lr must have one element, got shape \[1, 2, 3\]"),

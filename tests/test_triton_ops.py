@@ -304,6 +304,19 @@ def test_normalize(dtype, out_dtype):
         torch.testing.assert_close(out.double(), x.double() / norms, rtol=0.51 * epsilon + 2e-7, atol=4e-8)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum_squares(dtype):
+    layouts = ("contiguous", "padded", "transposed")
+    xs = [
+        in_layout(torch.randn(1 + i % 3, *shape, device=DEVICE).to(dtype), layouts[i % 3])
+        for i, shape in enumerate([*SHAPES, (3, 9000)])
+    ]
+    sumsq = torch.full((sum(map(len, xs)),), torch.nan, dtype=torch.float64, device=DEVICE)
+    ops.sum_squares(xs, sumsq)
+    expected = torch.cat([x.double().square().sum((1, 2)) for x in xs])
+    torch.testing.assert_close(sumsq, expected, rtol=1e-12, atol=0)
+
+
 def test_normalize_edges():
     x = torch.ones(4, 2, 2, device=DEVICE)
     sumsq = torch.tensor([0.0, 4.0, torch.inf, torch.nan], dtype=torch.float64, device=DEVICE)

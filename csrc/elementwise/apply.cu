@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "../parameter_step.cuh"
 #include "dispatch.cuh"
 #include "launch.cuh"
 #include "pack.cuh"
@@ -15,12 +16,6 @@
 
 namespace muon_kernels {
 namespace {
-
-__device__ double learning_rate(const ApplyArgs& args) {
-  if (!args.lr_device) return args.lr;
-  return args.lr_device_float64 ? *static_cast<const double*>(args.lr_device)
-                                : static_cast<double>(*static_cast<const float*>(args.lr_device));
-}
 
 template <typename P, typename U>
 class Apply {
@@ -43,7 +38,7 @@ class Apply {
 #pragma unroll
     for (int i = 0; i < W; ++i) {
       const float p = to_float(input.param.value[i]);
-      input.param.value[i] = from_float<P>(p * decay_ - step_ * to_float(input.update.value[i]));
+      input.param.value[i] = from_float<P>(stepped(p, decay_, step_, to_float(input.update.value[i])));
     }
     store<P, W, 0>(data_[0], span, input.param);
   }
@@ -63,10 +58,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const uint32_t chunk = blockIdx.x - table.first_block[t];
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
-  if (args.found_inf && *args.found_inf != 0.0f) return;
-  const double lr = learning_rate(args);
-  const Apply<P, U> op(static_cast<float>(1.0 - lr * args.weight_decay), static_cast<float>(lr * table.payload[t]),
-                       view.data);
+  const ParameterStep step(args);
+  if (step.skip) return;
+  const Apply<P, U> op(step.decay, step.step(table.payload[t]), view.data);
   walk_chunk(view, chunk, op);
 }
 

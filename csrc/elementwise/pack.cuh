@@ -50,6 +50,22 @@ __device__ T from_float(float x) {
   if constexpr (std::is_same_v<T, float>) return x;
 }
 
+template <class Pack>
+__device__ Pack load_pack(const Pack* from) {
+  const Word<Pack> word = *reinterpret_cast<const Word<Pack>*>(from);
+  Pack pack;
+  memcpy(&pack, &word, sizeof(pack));
+  return pack;
+}
+
+// __stwb is an ordinary store; written as an assignment, the compiler breaks some vectors into words.
+template <class Pack>
+__device__ void store_pack(Pack* to, const Pack& pack) {
+  Word<Pack> word;
+  memcpy(&word, &pack, sizeof(pack));
+  __stwb(reinterpret_cast<Word<Pack>*>(to), word);
+}
+
 // Operand J of a span; elements that do not exist read as 0.
 template <typename T, int W, int J, class Span>
 __device__ Pack<T, W> load(const void* data, const Span& span) {
@@ -60,12 +76,9 @@ __device__ Pack<T, W> load(const void* data, const Span& span) {
   return pack;
 }
 
-// __stwb is an ordinary store; written as an assignment, the compiler breaks some vectors into words.
 template <typename T, int W, int J, class Span>
 __device__ void store(void* data, const Span& span, const Pack<T, W>& pack) {
-  Word<Pack<T, W>> word;
-  memcpy(&word, &pack, sizeof(pack));
-  if (span.exists) __stwb(reinterpret_cast<decltype(word)*>(static_cast<T*>(data) + span.offset(J)), word);
+  if (span.exists) store_pack(reinterpret_cast<Pack<T, W>*>(static_cast<T*>(data) + span.offset(J)), pack);
 }
 
 }  // namespace muon_kernels

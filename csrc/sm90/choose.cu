@@ -6,8 +6,10 @@
 // (bench/NOTES.md).
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "../api.h"
+#include "launch.cuh"
 #include "shapes.cuh"
 #include "walk.cuh"
 
@@ -56,20 +58,29 @@ float predicted_time(const Costs& costs, const GemmItem* items, int64_t count, i
 }
 
 template <bool kSymmetric>
-int choose(const GemmItem* items, int64_t count, int multiprocessors) {
-  int best = 0;
-  float best_time = 0;
-  sm90::for_each_shape<kSymmetric>([&](int index, auto shape) {
-    const float time = predicted_time<kSymmetric, decltype(shape)>(kCosts[index], items, count, multiprocessors);
-    if (index == 0 || time < best_time) best = index, best_time = time;
-  });
-  return best;
+auto cheapest(const GemmItem* items, int64_t count, int multiprocessors, int& best) {
+  return [=, &best, time = std::numeric_limits<float>::max()](int index, auto shape) mutable {
+    const float here = predicted_time<kSymmetric, decltype(shape)>(kCosts[index], items, count, multiprocessors);
+    if (here < time) best = index, time = here;
+  };
 }
 
 }  // namespace
 
 int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors) {
-  return (symmetric ? choose<true> : choose<false>)(items, count, multiprocessors);
+  int best = 0;
+  if (symmetric) {
+    sm90::for_each_shape<true>(cheapest<true>(items, count, multiprocessors, best));
+  } else {
+    sm90::for_each_shape<false>(cheapest<false>(items, count, multiprocessors, best));
+  }
+  return best;
+}
+
+int sm90::choose_gemm_apply_tile(const GemmItem* items, int64_t count, int multiprocessors) {
+  int best = 0;
+  sm90::for_each_apply_shape(cheapest<false>(items, count, multiprocessors, best));
+  return best;
 }
 
 }  // namespace muon_kernels

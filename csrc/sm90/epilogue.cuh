@@ -6,50 +6,21 @@
 // symmetric.
 #pragma once
 
+#include "fragments.cuh"
 #include "mainloop.cuh"
 
 namespace muon_kernels::sm90 {
 
-template <typename Element>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  if constexpr (std::is_same_v<Element, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return reinterpret_cast<const uint32_t&>(pair);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const uint32_t&>(pair);
-  }
-}
-
-template <typename Element>
-__device__ __forceinline__ float2 unpack(uint32_t pair) {
-  if constexpr (std::is_same_v<Element, __half>) {
-    return __half22float2(reinterpret_cast<const __half2&>(pair));
-  } else {
-    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
-  }
-}
-
-// Where a thread of a warpgroup finds its fragments in a swizzled box of 64 rows of 128 bytes. Fragment i of column
-// pair p (16 columns) holds rows 16 warp + 8 (i & 1) + ..., columns 16 p + 8 (i >> 1) + ...
-struct FragmentMap {
-  uint32_t warp, lane;
-
-  __device__ __forceinline__ uint32_t direct(int p) const {
-    const uint32_t row = 16 * warp + (lane & 15);
-    return row * 128 + (((2 * p + (lane >> 4)) ^ (lane & 7)) << 4);
-  }
-  __device__ __forceinline__ uint32_t transposed(int p) const {
-    const uint32_t row = 16 * p + 8 * (lane >> 4) + (lane & 7);
-    return row * 128 + (((2 * warp + ((lane >> 3) & 1)) ^ (lane & 7)) << 4);
-  }
-};
-
 template <typename Element, class Shape, bool kSymmetric>
 class Epilogue {
  public:
+  static constexpr bool kThroughTensorMap = true;
+
   __device__ __forceinline__ Epilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread)
       : staging_(staging), barrier_id_(barrier_id), leader_(thread == 0), map_{thread / 32, thread % 32} {}
+
+  // Before the products of a tile.
+  __device__ __forceinline__ void expect(const GemmEntry&, const TileAt&, int) const {}
 
   // The first kN columns of the tile; `first_row` is the warpgroup's first row in it.
   template <int kN>
@@ -148,15 +119,6 @@ class Epilogue {
     if (leader_) tensor_store(&problem.out, box, col, row, batch);
   }
 
-  // The four fragments of 16 columns.
-  static __device__ __forceinline__ void pack_fragments(uint32_t (&fragments)[4], const float* part) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* pair = part + 4 * (i >> 1) + 2 * (i & 1);
-      fragments[i] = pack<Element>(pair[0], pair[1]);
-    }
-  }
-
   // `part`: this thread's 32 accumulators of the box.
   template <bool kTransposed>
   __device__ __forceinline__ void store(const float* part, const GemmEntry& problem, int row, int col,
@@ -165,7 +127,7 @@ class Epilogue {
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       uint32_t fragments[4];
-      pack_fragments(fragments, part + 8 * p);
+      pack_fragments<Element>(fragments, part + 8 * p);
       if constexpr (kTransposed) {
         store_fragments_transposed(box + map_.transposed(p), fragments);
       } else {
@@ -181,14 +143,14 @@ class Epilogue {
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       uint32_t fragments[4];
-      pack_fragments(fragments, part + 8 * p);
+      pack_fragments<Element>(fragments, part + 8 * p);
       store_fragments_transposed(box + map_.transposed(p), fragments);
     }
     named_barrier(barrier_id_, 128);
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       uint32_t fragments[4];
-      pack_fragments(fragments, part + 8 * p);
+      pack_fragments<Element>(fragments, part + 8 * p);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t r = 16 * map_.warp + 8 * (i & 1) + map_.lane / 4;

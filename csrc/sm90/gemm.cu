@@ -1,52 +1,19 @@
 // Public launchers of the products: orients and sorts a problem list, cuts it into launches and dispatches on dtype.
 #include <algorithm>
 #include <iterator>
-#include <utility>
 #include <vector>
 
 #include "../api.h"
 #include "../dependent_launch.cuh"
 #include "launch.cuh"
+#include "orient.h"
 #include "tile.cuh"
 
 namespace muon_kernels {
 namespace {
 
 using sm90::kMaxEntries;
-
-MatrixBatch transposed(const MatrixBatch& x) { return {x.data, x.batch_stride, x.col_stride, x.row_stride}; }
-
-// K-major operands have unit stride along k.
-bool a_is_mn_major(const GemmItem& item) { return item.a.col_stride != 1; }
-bool b_is_mn_major(const GemmItem& item) { return item.b.row_stride != 1; }
-
-GemmItem transposed(const GemmItem& item) {
-  GemmItem flipped = item;
-  flipped.a = transposed(item.b);
-  flipped.b = transposed(item.a);
-  flipped.c = transposed(item.c);
-  flipped.out = transposed(item.out);
-  std::swap(flipped.m, flipped.n);
-  return flipped;
-}
-
-// The copy engine writes rows: a column-major result is computed as its transpose. A symmetric result can be either,
-// which saves the instances for an MN-major A with a K-major B.
-template <bool kSymmetric>
-GemmItem oriented(const GemmItem& item) {
-  GemmItem result = item;
-  if (item.out.col_stride != 1) result = transposed(item);
-  if (kSymmetric && result.c.col_stride != 1) result.c = transposed(result.c);
-  if (kSymmetric && a_is_mn_major(result) && !b_is_mn_major(result)) {
-    const MatrixBatch c = result.c, out = result.out;
-    result = transposed(result);
-    result.c = c;
-    result.out = out;
-  }
-  return result;
-}
-
-int majors(const GemmItem& item) { return 2 * a_is_mn_major(item) + b_is_mn_major(item); }
+using sm90::majors;
 
 template <bool kSymmetric>
 cudaError_t prepare(const GemmItem* items, int64_t count, const GemmArgs& args,
@@ -54,7 +21,7 @@ cudaError_t prepare(const GemmItem* items, int64_t count, const GemmArgs& args,
   if (args.dtype != DType::kBFloat16 && args.dtype != DType::kFloat16) return cudaErrorInvalidValue;
   std::vector<GemmItem> list;
   list.reserve(count);
-  std::transform(items, items + count, std::back_inserter(list), oriented<kSymmetric>);
+  std::transform(items, items + count, std::back_inserter(list), sm90::oriented<kSymmetric>);
   list.erase(std::remove_if(list.begin(), list.end(), [](const GemmItem& i) { return i.batch * i.m * i.n == 0; }),
              list.end());
   // One launch has one pair of majors; long tiles first, so that short ones fill the end.
@@ -91,7 +58,7 @@ cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, 
   return (symmetric ? prepare<true> : prepare<false>)(items, count, args, launches);
 }
 
-cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream) {
+cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream, const ApplyTargets* targets) {
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
@@ -103,7 +70,7 @@ cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
-  void* arguments[] = {const_cast<GemmTable*>(&launch.table)};
+  void* arguments[] = {const_cast<GemmTable*>(&launch.table), const_cast<ApplyTargets*>(targets)};
   return cudaLaunchKernelExC(&config, launch.kernel, arguments);
 }
 

@@ -30,6 +30,7 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
                                                          : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   table.count = count;
   table.tasks = table.halves = 0;
+  int targets = 0;
   for (int i = 0; i < count; ++i) {
     const GemmItem& item = items[i];
     GemmEntry& entry = table.entries[i];
@@ -44,6 +45,8 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
     entry.halves = Order::halves(entry.m);
     entry.first_task = table.tasks;
     entry.first_half = table.halves;
+    entry.first_target = targets;
+    targets += static_cast<int>(item.batch);
     table.tasks += entry.tasks * static_cast<int>(item.batch);
     table.halves += entry.halves * static_cast<int>(item.batch);
     const MatrixBatch &a = item.a, &b = item.b, &c = item.c, &out = item.out;
@@ -51,27 +54,33 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
         operand_box(a, item.batch, item.m, item.k, a.row_stride, a.col_stride, Shape::kBoxRowsA),
         operand_box(b, item.batch, item.n, item.k, b.col_stride, b.row_stride, Shape::kBoxRowsB),
         {out.data, item.batch, item.m, item.n, out.batch_stride, out.row_stride, kBox},
-        {c.data, item.batch, item.m, item.n, c.batch_stride, c.row_stride, Shape::kTileM}};
+        {entry.has_c ? c.data : nullptr, item.batch, item.m, item.n, c.batch_stride, c.row_stride, Shape::kTileM}};
     CUtensorMap* const maps[4] = {&entry.a, &entry.b, &entry.out, &entry.c};
-    for (int j = 0; j < (entry.has_c ? 4 : 3); ++j) {
+    for (int j = 0; j < 4; ++j) {
+      if (boxes[j].data == nullptr) continue;
       if (const cudaError_t error = encode_tensor_map(maps[j], kType, boxes[j])) return error;
     }
   }
   return cudaSuccess;
 }
 
-template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape>
-cudaError_t prepare_instance(const GemmItem* items, int count, GemmLaunch& launch) {
+template <typename Element, bool kSymmetric, class Shape, class Kernel>
+cudaError_t prepare_kernel(Kernel* kernel, const GemmItem* items, int count, GemmLaunch& launch) {
   using Order = typename Walk<Shape, kSymmetric>::Order;
   GemmTable& table = launch.table;
   if (const cudaError_t error = fill_table<Element, Shape, Order>(table, items, count)) return error;
-  launch.kernel = reinterpret_cast<const void*>(gemm_sm90_kernel<Element, kMajorA, kMajorB, kSymmetric, Shape>);
+  launch.kernel = reinterpret_cast<const void*>(kernel);
   launch.cluster = Shape::kCluster;
   launch.blocks = std::min(table.tasks + table.halves, multiprocessors() / Shape::kCluster) * Shape::kCluster;
   launch.shared_bytes = Shape::kSharedBytes;
   return cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
 }
 
+template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape>
+cudaError_t prepare_instance(const GemmItem* items, int count, GemmLaunch& launch) {
+  return prepare_kernel<Element, kSymmetric, Shape>(gemm_sm90_kernel<Element, kMajorA, kMajorB, kSymmetric, Shape>,
+                                                    items, count, launch);
+}
 template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric>
 cudaError_t prepare_majors(const GemmItem* items, int count, int tile, GemmLaunch& launch) {
   if (tile == kTileBySizes) tile = choose_gemm_tile(kSymmetric, items, count, multiprocessors());

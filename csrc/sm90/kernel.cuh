@@ -1,4 +1,5 @@
 // gemm_sm90_kernel: out = alpha A B + beta C + delta I for a list of problems (problem.h), in one persistent grid.
+// gemm_apply_sm90_kernel: p <- p (1 - lr weight_decay) - lr scale A B, or p <- A B, for parameters of any dtype.
 //
 // Warpgroup 0 loads: one thread drives the copy engine. Warpgroups 1 and 2 multiply and store, cooperatively or in
 // turns, see tile.cuh, which also maps shared memory. A symmetric launch computes the lower triangle of tiles and
@@ -9,23 +10,26 @@
 #pragma once
 
 #include "../dependent_launch.cuh"
+#include "apply_epilogue.cuh"
 #include "epilogue.cuh"
 
 namespace muon_kernels::sm90 {
 
-template <typename Element, Major kMajorA, Major kMajorB, int kN, class Shape, bool kSymmetric>
+template <typename Element, Major kMajorA, Major kMajorB, int kN, class Shape, class Output>
 __device__ __forceinline__ void compute_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
-                                             Epilogue<Element, Shape, kSymmetric>& epilogue, int first_row,
-                                             uint32_t consumer) {
+                                             Output& epilogue, int first_row, uint32_t consumer) {
   float acc[Shape::kMmaRows][kN / 2] = {};
   const GemmEntry& problem = table.entries[tile.entry];
+  epilogue.expect(problem, tile, first_row);
   multiply_tile<Element, Shape, kMajorA, kMajorB, kN>(acc, ring, problem.k, first_row, consumer, threadIdx.x % 32,
                                                       problem.has_c);
   epilogue.template run<kN>(acc, problem, tile, first_row, ring);
 }
 
-template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape>
-__global__ void __launch_bounds__(kThreads, 1) gemm_sm90_kernel(const __grid_constant__ GemmTable table) {
+// What a block does. Output: the epilogue of a warpgroup, made of its staging boxes and of `parameters`.
+template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape, class Output,
+          typename... Parameters>
+__device__ __forceinline__ void compute_tiles(const GemmTable& table, const Parameters&... parameters) {
   extern __shared__ uint8_t shared[];
   const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
   Ring<Shape> ring{base, base + Shape::kBarrierOffset, {}};
@@ -36,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_sm90_kernel(const __grid_con
     const GemmEntry& problem = table.entries[threadIdx.x - 128];
     prefetch_tensor_map(&problem.a);
     prefetch_tensor_map(&problem.b);
-    prefetch_tensor_map(&problem.out);
+    if (Output::kThroughTensorMap) prefetch_tensor_map(&problem.out);
   }
   if constexpr (Shape::kCluster == 1) {
     __syncthreads();
@@ -61,8 +65,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_sm90_kernel(const __grid_con
     const uint32_t consumer = warpgroup - 1;
     const uint32_t thread = threadIdx.x % 128;
     const int first_row = Shape::kAlternating ? 0 : static_cast<int>(consumer) * Shape::kRowsPerConsumer;
-    Epilogue<Element, Shape, kSymmetric> epilogue(
-        base + Shape::kStagingOffset + consumer * Shape::kStagingBoxes * Shape::kStagingBytes, 1 + consumer, thread);
+    Output epilogue(base + Shape::kStagingOffset + consumer * Shape::kStagingBoxes * Shape::kStagingBytes, 1 + consumer,
+                    thread, parameters...);
     Turns<Shape>::begin(consumer);
     int task;
     for (uint32_t turn = 0; (task = schedule.next()) >= 0; ++turn) {
@@ -83,6 +87,17 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_sm90_kernel(const __grid_con
     epilogue.finish();
   }
   if constexpr (Shape::kCluster > 1) cluster_sync();  // a block must outlive its neighbours' arrivals and copies
+}
+
+template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape>
+__global__ void __launch_bounds__(kThreads, 1) gemm_sm90_kernel(const __grid_constant__ GemmTable table) {
+  compute_tiles<Element, kMajorA, kMajorB, kSymmetric, Shape, Epilogue<Element, Shape, kSymmetric>>(table);
+}
+
+template <typename Element, typename Param, Major kMajorA, Major kMajorB, class Shape>
+__global__ void __launch_bounds__(kThreads, 1)
+    gemm_apply_sm90_kernel(const __grid_constant__ GemmTable table, const __grid_constant__ ApplyTargets targets) {
+  compute_tiles<Element, kMajorA, kMajorB, false, Shape, ApplyEpilogue<Element, Param, Shape>>(table, targets);
 }
 
 }  // namespace muon_kernels::sm90

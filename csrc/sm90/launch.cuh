@@ -25,10 +25,17 @@ struct GemmLaunch {
 template <typename Element, bool kSymmetric>
 cudaError_t prepare_group(const GemmItem* items, int count, int tile, GemmLaunch& launch);
 
+// At most kMaxEntries items, with K-major A, of at most kMaxTargets matrices; the same for gemm_apply.
+template <typename Param>
+cudaError_t prepare_apply_group(const GemmItem* items, int count, GemmLaunch& launch);
+
+int choose_gemm_apply_tile(const GemmItem* items, int64_t count, int multiprocessors);
+
 // Appends the launches of one problem list.
 cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, const GemmArgs& args,
                           std::vector<GemmLaunch>& launches);
 
-cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream);
+// `targets`: for gemm_apply_sm90_kernel.
+cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream, const ApplyTargets* targets = nullptr);
 
 }  // namespace muon_kernels::sm90

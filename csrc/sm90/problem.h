@@ -4,6 +4,10 @@
 
 #include <cuda.h>
 
+#include <cstdint>
+
+#include "../api.h"
+
 namespace muon_kernels::sm90 {
 
 inline constexpr int kMaxEntries = 8;  // 4.8 KB of kernel parameters
@@ -15,12 +19,28 @@ struct GemmEntry {
   bool has_c;
   int tasks, first_task;   // what a cluster computes at a time: number per matrix, and in the entries before this one
   int halves, first_half;  // the same of the tiles of half the width (walk.cuh)
+  int first_target;        // number of matrices in the entries before this one
 };
 
 struct GemmTable {
   GemmEntry entries[kMaxEntries];
   int count;
   int tasks, halves;
+};
+
+// Where gemm_apply writes: a matrix whose columns are neighbours in memory.
+struct ApplyTarget {
+  void* data;
+  int64_t row_stride;
+  double scale;
+};
+
+inline constexpr int kMaxTargets = 512;  // 12 KB of kernel parameters
+
+struct ApplyTargets {
+  ApplyTarget list[kMaxTargets];  // of all matrices of all entries
+  ApplyArgs args;
+  bool overwrite;
 };
 
 }  // namespace muon_kernels::sm90

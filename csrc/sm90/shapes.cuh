@@ -32,4 +32,12 @@ void for_each_shape(F&& f) {
   f(5, Square());
 }
 
+// Those of gemm_apply, whose operands are as large as its parameters: never many small matrices.
+template <class F>
+void for_each_apply_shape(F&& f) {
+  f(0, WidePair());
+  f(2, Oblong());
+  f(4, Small());
+}
+
 }  // namespace muon_kernels::sm90

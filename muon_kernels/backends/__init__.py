@@ -25,7 +25,7 @@ ENVIRONMENT_VARIABLE = "MUON_KERNELS_BACKEND"
 NAMES = ("cuda", "triton", "reference")
 """Every backend, in the order in which "auto" asks them."""
 
-OP_NAMES = ("prologue", "normalize", "symm_gemm", "gemm_add", "chains", "apply")
+OP_NAMES = ("prologue", "sum_squares", "normalize", "symm_gemm", "gemm_add", "chains", "gemm_apply", "apply")
 
 AUTO_OPS = {"cuda": OP_NAMES, "triton": (), "reference": OP_NAMES}
 """What "auto" chooses from: the ops whose own tests have passed on a GPU. The others run when their backend is asked

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from . import cuda_chains, cuda_products
+from . import cuda_chains, cuda_gemm_apply, cuda_products
 from .device import capability, on_device
 from .strides import as_matrices
 
@@ -21,6 +21,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """csrc/api.h's DType."""
 
 _MINIMUM_CAPABILITY = 80
+_PRODUCTS = ("symm_gemm", "gemm_add", "chains", "gemm_apply")
 
 
 def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) -> str | None:
@@ -44,7 +45,7 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:
             return f"no CUDA kernel for {tensors[0].dtype}"
-    return cuda_products.refusal(op, device, lists) if op in ("symm_gemm", "gemm_add", "chains") else None
+    return cuda_products.refusal(op, device, lists) if op in _PRODUCTS else None
 
 
 def prologue(
@@ -85,6 +86,20 @@ def prologue(
     torch.autograd.graph.increment_version(momenta)
 
 
+def sum_squares(xs: list[Tensor], sumsq: Tensor) -> None:
+    """See `muon_kernels.ops.sum_squares`. One launch for up to 1019 dense matrices and one that adds up."""
+    module = extension.load()
+    dtype = _dtype("xs", xs)
+    if not sumsq.is_contiguous():
+        raise ValueError(f"sumsq must be contiguous, got stride {sumsq.stride()}")
+    items = [(*x.shape, x.data_ptr(), *x.stride()) for x in xs]
+    device = xs[0].device
+    with on_device(device):
+        partials = torch.empty(module.sum_squares_partials(items, dtype), dtype=torch.float64, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        module.sum_squares(items, dtype, sumsq.data_ptr(), partials.data_ptr(), stream)
+
+
 def normalize(xs: list[Tensor], sumsq: Tensor, outs: list[Tensor], *, eps: float, safety_factor: float) -> None:
     """See `muon_kernels.ops.normalize`. One launch for up to 1019 dense matrices."""
     dtypes = [_dtype("xs", xs), _dtype("outs", outs)]
@@ -109,37 +124,61 @@ def apply(
     found_inf: Tensor | None,
 ) -> None:
     """See `muon_kernels.ops.apply`. One launch for up to 906 dense tensors."""
-    module = extension.load()
     dtypes = [_dtype("params", params), _dtype("updates", updates)]
     device = params[0].device
-    on_host = lr.device.type == "cpu"
-    if not on_host and lr.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"lr on the device must be float32 or float64, got {lr.dtype}")
-    if not on_host and lr.device != device:
-        raise ValueError(f"lr must be on the CPU or on {device}, got {lr.device}")
     items = _matrices("params and updates", params, updates)
+    step = _step_arguments(lr, weight_decay, found_inf, device)
     with on_device(device):
-        module.apply(
-            items,
-            scales,
-            *dtypes,
-            weight_decay,
-            lr.item() if on_host else 0.0,
-            0 if on_host else lr.data_ptr(),
-            lr.dtype == torch.float64,
-            _scalar("found_inf", found_inf, device),
-            torch.cuda.current_stream(device).cuda_stream,
-        )
+        stream = torch.cuda.current_stream(device).cuda_stream
+        extension.load().apply(items, scales, *dtypes, *step, stream)
     # Autograd does not see writes through pointers; a stale saved parameter must be an error in backward.
     torch.autograd.graph.increment_version(params)
 
 
+def gemm_add(
+    a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float
+) -> None:
+    """See `muon_kernels.ops.gemm_add`. One launch for up to 8 entries with the same memory orders."""
+    if outs[0].dtype == a[0].dtype:
+        cuda_products.gemm_add(a, b, c, outs, alpha=alpha, beta=beta)
+    else:
+        cuda_gemm_apply.overwrite(a, b, [matrix for out in outs for matrix in out.unbind(0)], alpha)
+
+
+def gemm_apply(
+    a: list[Tensor],
+    b: list[Tensor],
+    params: list[Tensor],
+    *,
+    lr: Tensor,
+    weight_decay: float,
+    scales: list[float],
+    found_inf: Tensor | None,
+) -> None:
+    """See `muon_kernels.ops.gemm_apply`. One launch for up to 8 entries and 512 parameters with the same memory orders.
+
+    Parameters in float32 or bfloat16 with a unit stride meet the product in its epilogue. For others the products are
+    stored, in memory of their own, and applied.
+    """
+    step = _step_arguments(lr, weight_decay, found_inf, params[0].device)
+    if cuda_gemm_apply.reason(a, b, params) is None:
+        cuda_gemm_apply.step(a, b, params, scales, step)
+        torch.autograd.graph.increment_version(params)
+        return
+    products = [x.new_empty((*x.shape[:2], y.shape[2]), dtype=torch.float32) for x, y in zip(a, b, strict=True)]
+    updates = [matrix for product in products for matrix in product.unbind(0)]
+    cuda_gemm_apply.overwrite(a, b, updates, 1.0)
+    apply(params, updates, lr=lr, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
+
+
 OPS: dict[str, Callable[..., None]] = {
     "prologue": prologue,
+    "sum_squares": sum_squares,
     "normalize": normalize,
     "symm_gemm": cuda_products.symm_gemm,
-    "gemm_add": cuda_products.gemm_add,
+    "gemm_add": gemm_add,
     "chains": cuda_chains.chains,
+    "gemm_apply": gemm_apply,
     "apply": apply,
 }
 
@@ -157,6 +196,25 @@ def _scalar(name: str, value: Tensor | None, device: torch.device) -> int:
     if value.dtype != torch.float32 or value.device != device:
         raise ValueError(f"{name} must be float32 on {device}, got {value.dtype} on {value.device}")
     return value.data_ptr()
+
+
+def _step_arguments(
+    lr: Tensor, weight_decay: float, found_inf: Tensor | None, device: torch.device
+) -> tuple[float, float, int, bool, int]:
+    """What the binding wants to know of a step: weight decay, lr on the host, lr and its width on the device,
+    found_inf."""
+    on_host = lr.device.type == "cpu"
+    if not on_host and lr.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"lr on the device must be float32 or float64, got {lr.dtype}")
+    if not on_host and lr.device != device:
+        raise ValueError(f"lr must be on the CPU or on {device}, got {lr.device}")
+    return (
+        weight_decay,
+        lr.item() if on_host else 0.0,
+        0 if on_host else lr.data_ptr(),
+        lr.dtype == torch.float64,
+        _scalar("found_inf", found_inf, device),
+    )
 
 
 def _matrices(names: str, *lists: list[Tensor]) -> list[tuple[int, ...]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
+from . import cuda_gemm_apply
 from .device import capability, on_device
 
 _CAPABILITY = 90
@@ -30,8 +31,14 @@ def refusal(op: str, device: torch.device, lists: Sequence[Sequence[Tensor]]) ->
     try:
         if lists and op == "chains":
             _check_workspace(*lists[0])
+        elif lists and op == "gemm_apply":
+            cuda_gemm_apply.check_operands(*lists[:2])
         elif lists:
-            _items(op == "symm_gemm", *lists)
+            a, b, c, outs = lists
+            if op == "gemm_add" and outs[0].dtype != a[0].dtype:
+                cuda_gemm_apply.check_outs(a, b, c, outs)
+            else:
+                _items(op == "symm_gemm", a, b, c, outs)
     except (TypeError, ValueError) as error:
         return str(error)
     return None

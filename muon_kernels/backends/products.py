@@ -1,4 +1,5 @@
-"""A program of products run one product after the other: for backends that have no kernel for whole chains."""
+"""Ops made of simpler ones, for backends that have no kernel for them: chains product by product, a product and then a
+step of parameters with it."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, rows_of, view
@@ -24,6 +26,36 @@ class _Chain(NamedTuple):
             return []
         tensor = self.views[code // 2]
         return [tensor.mT if code % 2 else tensor]
+
+
+def stored_first(gemm_add: Op, apply: Op) -> Op:
+    """The op `gemm_apply` on top of `gemm_add` and `apply`, with memory for the products of one entry at a time."""
+
+    def gemm_apply(
+        a: list[Tensor],
+        b: list[Tensor],
+        params: list[Tensor],
+        *,
+        lr: Tensor,
+        weight_decay: float,
+        scales: list[float],
+        found_inf: Tensor | None,
+    ) -> None:
+        first = 0
+        for left, right in zip(a, b, strict=True):
+            product = torch.empty((*left.shape[:2], right.shape[2]), dtype=left.dtype, device=left.device)
+            gemm_add([left], [right], [], [product], alpha=1.0, beta=0.0)
+            own = slice(first, first := first + len(product))
+            apply(
+                params[own],
+                list(product.unbind(0)),
+                lr=lr,
+                weight_decay=weight_decay,
+                scales=scales[own],
+                found_inf=found_inf,
+            )
+
+    return gemm_apply
 
 
 def one_by_one(symm_gemm: Op, gemm_add: Op) -> Op:

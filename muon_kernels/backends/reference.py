@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .products import one_by_one
+from .products import one_by_one, stored_first
 
 NAME = "reference"
 
@@ -66,6 +66,14 @@ def prologue(
         sumsq[i] = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float64).square().sum()
 
 
+def sum_squares(xs: list[Tensor], sumsq: Tensor) -> None:
+    """See `muon_kernels.ops.sum_squares`."""
+    first = 0
+    for x in xs:
+        sumsq[first : first + x.shape[0]] = torch.linalg.vector_norm(x, dim=(-2, -1), dtype=torch.float64).square()
+        first += x.shape[0]
+
+
 def normalize(xs: list[Tensor], sumsq: Tensor, outs: list[Tensor], *, eps: float, safety_factor: float) -> None:
     """See `muon_kernels.ops.normalize`."""
     norm = sumsq.sqrt() * safety_factor
@@ -97,7 +105,12 @@ def gemm_add(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float
 ) -> None:
     """See `muon_kernels.ops.gemm_add`."""
-    if outs[0].is_cpu:
+    if outs[0].dtype != a[0].dtype:
+        products = [torch.empty_like(out, dtype=a[0].dtype) for out in outs]
+        gemm_add(a, b, c, products, alpha=alpha, beta=beta)
+        for out, product in zip(outs, products, strict=True):
+            out.copy_(product)
+    elif outs[0].is_cpu:
         for left, right, term, out in _matrices(a, b, c, outs):
             _product(left, right, term, out, alpha, beta)
     else:
@@ -167,9 +180,11 @@ def _math_dtype(*tensors: Tensor) -> torch.dtype:
 
 OPS: dict[str, Callable[..., None]] = {
     "prologue": prologue,
+    "sum_squares": sum_squares,
     "normalize": normalize,
     "symm_gemm": symm_gemm,
     "gemm_add": gemm_add,
     "chains": one_by_one(symm_gemm, gemm_add),
+    "gemm_apply": stored_first(gemm_add, apply),
     "apply": apply,
 }

@@ -22,20 +22,24 @@ OPS: dict[str, Callable[..., None]] = {}
 if _INSTALLED:
     import triton as _triton
 
+    from ..products import stored_first as _stored_first
     from . import apply as _apply
     from . import chains as _chains
     from . import gemm_add as _gemm_add
     from . import normalize as _normalize
     from . import prologue as _prologue
+    from . import sum_squares as _sum_squares
     from . import symm_gemm as _symm_gemm
     from .launch import warm_up as warm_up
 
     OPS |= {
         "prologue": _prologue.prologue,
+        "sum_squares": _sum_squares.sum_squares,
         "normalize": _normalize.normalize,
         "symm_gemm": _symm_gemm.symm_gemm,
         "gemm_add": _gemm_add.gemm_add,
         "chains": _chains.chains,
+        "gemm_apply": _stored_first(_gemm_add.gemm_add, _apply.apply),
         "apply": _apply.apply,
     }
 
@@ -53,11 +57,11 @@ def unavailable_reason(op: str, device: torch.device, lists: Sequence[Sequence[T
         sm = capability(device)
         if sm < _MINIMUM_CAPABILITY:
             return f"compute capability {sm // 10}.{sm % 10} is below 8.0"
-        if op in ("symm_gemm", "gemm_add", "chains") and lists and lists[0][0].dtype == torch.float32:
+        if op in ("symm_gemm", "gemm_add", "chains", "gemm_apply") and lists and lists[0][0].dtype == torch.float32:
             return "float32 products are for the interpreter: on a device they would not run on tensor cores"
     for tensors in lists:
         if tensors and tensors[0].dtype not in _DTYPES:
             return f"no Triton kernel for {tensors[0].dtype}"
-    if op in ("symm_gemm", "gemm_add") and lists and lists[0][0].dtype != lists[1][0].dtype:
+    if op in ("symm_gemm", "gemm_add", "gemm_apply") and lists and lists[0][0].dtype != lists[1][0].dtype:
         return f"operands of two dtypes, {lists[0][0].dtype} and {lists[1][0].dtype}"
     return None

@@ -1,0 +1,8 @@
+// Instances of gemm_apply_sm90_kernel for bfloat16 parameters.
+#include "apply_instances.cuh"
+
+namespace muon_kernels::sm90 {
+
+template cudaError_t prepare_apply_group<__nv_bfloat16>(const GemmItem*, int, GemmLaunch&);
+
+}  // namespace muon_kernels::sm90
