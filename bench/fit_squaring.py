@@ -3,16 +3,15 @@
     python -m bench.fit_squaring                                # those that are shipped
     python -m bench.fit_squaring --squarings 4 4 --added all    # another chain
 
-A stage is M_1 = x^2 / u^2, M_(j+1) = alpha M_j^2 + beta M_j + sum gamma_i M_i, x <- x (Q + delta). The largest distance from 1
-over [start, 1] is minimised as a p-norm with growing p, by Levenberg-Marquardt from many starts at once; `start` then falls from
-rung to rung. The search is deterministic on one machine.
+A stage is M_1 = x^2 / u^2, M_(j+1) = alpha M_j^2 + beta M_j + sum gamma_i M_i, x <- x (Q + delta) / u. The largest
+distance from 1 over [start, 1] is minimised as a p-norm with growing p, by Levenberg-Marquardt from many starts at once;
+`start` falls from rung to rung, then the margin for rounding grows. Deterministic on one machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,10 +25,10 @@ ADDED = {
 }
 """Which M_i each of k squares adds besides beta M_j: nothing; M_2 to Q; M_1 to all but the ends too; all there are."""
 
-RUNGS = (0.01, 0.006, 0.004, 0.003, 0.0025, 0.0022, 0.002, 0.0018, 0.0016, 0.0014, 0.0012, 0.001)
+RUNGS = (0.01, 0.006, 0.004, 0.003, 0.0022, 0.0018, 0.0014, 0.0012)
 STARTS, KEPT = 48, 6
 INPUT_MARGIN, STAGE_MARGIN = 1.005, 1.1
-"""Rounding may carry a singular value past the largest one that exact arithmetic gives: of the input, and of a stage."""
+"""How far rounding may carry a singular value past the largest of exact arithmetic: of the input, and of a stage."""
 
 
 class Chain(NamedTuple):
@@ -38,16 +37,23 @@ class Chain(NamedTuple):
     added: list[list[list[int]]]
 
     def start(self) -> Tensor:
-        """u, the squares and delta of each stage: where the search begins."""
+        """u, the squares and delta of each stage: round numbers near the shipped ones, where the search begins."""
         values: list[float] = []
         for number, stage in enumerate(self.added):
-            gain = 2.0 ** (len(stage) - 4) * (1.0 if number == 0 else 0.25)
-            values += [1.0 if number == 0 else 1.9]
+            ends = (
+                (1.0, [3.4, -3.7], [3.7, 3.8], [112.0, 200.0], 91.0)
+                if number == 0
+                else (2.1, [-1.1, 2.1], [3.2, -3.6], [14.7, 26.8], 15.7)
+            )
+            u, first, second, last, delta = ends
+            gain = 2.0 ** (len(stage) - (5 if number == 0 else 4))
+            values.append(u)
             for j, added in enumerate(stage):
-                first, last = j == 0, j == len(stage) - 1
-                values += [91.0 * gain, 132.0 * gain] if last else [3.5, -3.7] if first else [3.1, 3.5]
+                values += (
+                    [gain * x for x in last] if j == len(stage) - 1 else (first, second, [3.2, 3.6], [2.2, 3.0])[j]
+                )
                 values += [0.0] * len(added)
-            values += [50.0 * gain]
+            values.append(gain * delta)
         return torch.tensor(values, dtype=torch.float64)
 
     def stages(self, parameters: Tensor) -> list[tuple[Tensor, list[tuple[Tensor, Tensor, list[Tensor]]], Tensor]]:
@@ -80,16 +86,8 @@ class Chain(NamedTuple):
         return float(self.map(parameters, tiny) / tiny)
 
 
-class Fit(NamedTuple):
-    """Parameters, and the largest distance from 1 on [start, 1]."""
-
-    start: float
-    distance: float
-    parameters: Tensor
-
-
-def fit(chain: Chain, start: float, seed: int = 0) -> Iterator[Fit]:
-    """The best chains found for singular values in [rung, 1], down to [start, 1]."""
+def fit(chain: Chain, start: float, seed: int = 0) -> Tensor:
+    """Parameters of the best chain found for singular values in [start, 1]."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor) -> Tensor:
@@ -98,28 +96,32 @@ def fit(chain: Chain, start: float, seed: int = 0) -> Iterator[Fit]:
     found = chain.start().expand(STARTS, -1)
     found = found * (1 + 0.25 * torch.linspace(0, 1, STARTS, dtype=torch.float64)[:, None] * noise(found))
     for number, rung in enumerate([rung for rung in RUNGS if rung > start] + [start]):
+        x = torch.cat([torch.logspace(math.log10(rung), 0, 300), torch.linspace(rung, 1, 150)]).double()
         norms, iterations = ((2, 4, 10), 60) if number == 0 else ((4, 10), 25)
-        found, distance = minimise(chain, found, rung, norms, iterations)
+        found, distance = minimise(chain, found, [(x, 1.0)], norms, iterations)
         rough = found[distance.argsort()[:KEPT]]
-        fine, distance = minimise(chain, rough, rung, (16, 48, 150), 30)
-        best = fine[distance.argmin()]
-        dense = torch.logspace(math.log10(rung), 0, 200_000, dtype=torch.float64)
-        yield Fit(rung, float((chain.map(best, dense) - 1).abs().max()), best)
+        fine, _ = minimise(chain, rough, [(x, 1.0)], (16, 48), 25)
         found = torch.cat([rough, fine])
         found = torch.cat([found, *(found * (1 + 0.03 * noise(found)) for _ in range(2))])
+    # Oscillations crowd at the upper end: a grid that is even there lets a spike through.
+    upper = INPUT_MARGIN * torch.linspace(0, math.pi / 2, 480).double()[:-1].cos()
+    x = torch.cat([torch.logspace(math.log10(start), 0, 300).double(), upper[upper > start]])
+    found = rough
+    for margin in (1.0, 1.02, 1.05, STAGE_MARGIN):
+        points = [(x, 1.0), (x, margin)]
+        found, _ = minimise(chain, found, points, (4, 10), 15)
+    found, distance = minimise(chain, found, points, (16, 48, 150), 30)
+    return found[distance.argmin()]
 
 
 def minimise(
-    chain: Chain, parameters: Tensor, start: float, norms: tuple[int, ...], iterations: int
+    chain: Chain, parameters: Tensor, points: list[tuple[Tensor, float]], norms: tuple[int, ...], iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt on the p-norm of map(x) - 1, for a batch of parameter vectors; returns them and the maximum."""
-    # Oscillations crowd at the upper end; a grid that is even there lets a spike through.
-    angles = torch.linspace(0, math.pi / 2, 480, dtype=torch.float64)
-    x = torch.cat([torch.logspace(math.log10(start), 0, 260, dtype=torch.float64), INPUT_MARGIN * angles[:-1].cos()])
-    x = x[x >= start]
+    """Levenberg-Marquardt on the p-norm of map(x, margin) - 1 over all points, for a batch of parameter vectors; returns
+    them and the largest distances."""
 
     def residuals(vector: Tensor) -> Tensor:
-        return torch.cat([chain.map(vector, x), chain.map(vector, x, STAGE_MARGIN)]) - 1
+        return torch.cat([chain.map(vector, x, margin) for x, margin in points]) - 1
 
     evaluate = torch.func.vmap(residuals)
     jacobian = torch.func.vmap(torch.func.jacfwd(residuals))
@@ -177,12 +179,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chain = Chain([ADDED[options.added](k) for k in options.squarings])
-    for found in fit(chain, options.start):
-        print(f"[{found.start}, 1] -> 1 ± {found.distance:.4f}, slope {chain.slope(found.parameters):.1f}", flush=True)
+    found = fit(chain, options.start)
+    dense = torch.logspace(math.log10(options.start), 0, 200_000).double()
+    values = chain.map(found, dense)
+    print(f"[{options.start}, 1] -> {values.min():.4f}..{values.max():.4f}, slope {chain.slope(found):.1f}")
     points = (1e-4, 1e-3, 2e-3, 0.01, 0.1, 0.5, 1.0)
-    values = chain.map(found.parameters, torch.tensor(points, dtype=torch.float64)).tolist()
-    print("  " + ", ".join(f"{x:g} -> {y:.6f}" for x, y in zip(points, values, strict=True)))
-    for stage in scaled(chain, found.parameters):
+    values = chain.map(found, torch.tensor(points).double())
+    print("  " + ", ".join(f"{x:g} -> {y:.6f}" for x, y in zip(points, values.tolist(), strict=True)))
+    for stage in scaled(chain, found):
         print(f"  {stage}")
 
 

@@ -2,10 +2,10 @@
 
     python -m bench.squaring_accuracy --side 1024
 
-Each cell: smallest-largest singular value of the result, ||OO^T - I||_F / sqrt(m), cosine with the polar factor. "bound": divided by
-1.005 times Wolkowicz and Styan's bound of the spectral norm (Linear Algebra Appl. 29, 1980) instead of the Frobenius norm; no
-backend does that yet, so it is emulated, and so are chains that are not shipped: every stored matrix is rounded to 16 bit, products
-accumulate in float32.
+Each cell: smallest-largest singular value of the result, ||OO^T - I||_F / sqrt(m), cosine with the polar factor.
+"bound": divided by 1.005 times Wolkowicz and Styan's bound of the spectral norm (Linear Algebra Appl. 29, 1980) instead
+of the Frobenius norm; no backend does that yet, so it is emulated, and so are chains that are not shipped: every stored
+matrix is rounded to 16 bit, products accumulate in float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from muon_kernels.squaring import STAGES
 
 Squares = list[tuple[float, float, dict[int, float]]]
 Stages = list[tuple[float, Squares, float]]
-"""(gram, [(alpha, beta, {i: gamma})], delta) a stage: M_(j+1) = alpha M_j^2 + beta M_j + sum gamma M_i, Q = the last + delta I."""
+"""(gram, [(alpha, beta, {i: gamma})], delta) a stage: M_(j+1) = alpha M_j^2 + beta M_j + sum gamma M_i."""
 
 SHIPPED: Stages = [
     (
@@ -66,7 +66,7 @@ FIRST_44: Stages = [
 """The first fit: four squares a stage, up to three added matrices a product, band 0.875-1.125 from 0.0022 on."""
 
 
-def emulate(x: Tensor, stages: Stages, dtype: torch.dtype, *, bound: bool, first_shifted: int) -> Tensor:
+def emulate(x: Tensor, stages: Stages, dtype: torch.dtype, *, bound: bool) -> Tensor:
     """The chain on a float64 [m, n], m <= n, with every stored matrix rounded to `dtype`; see `muon_kernels.squaring`."""
 
     def stored(y: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def emulate(x: Tensor, stages: Stages, dtype: torch.dtype, *, bound: bool, first
         if bound and number == 0:
             mean, square = m.trace() / side, m.square().sum() / side
             factor = float(1.005**-2 / (mean + math.sqrt(side - 1) * (square - mean**2).clamp(min=0).sqrt()))
-        shifts = [b / (2 * a) if j >= first_shifted else 0.0 for j, (a, b, _) in enumerate(squares, start=1)] + [delta]
+        shifts = [b / (2 * a) if j >= 3 - number else 0.0 for j, (a, b, _) in enumerate(squares, start=1)] + [delta]
         ms = [mirrored(gram * factor * m + shifts[0] * eye)]
         for j, (alpha, beta, gammas) in enumerate(squares):
             out = alpha * ms[-1] @ ms[-1] + (shifts[j + 1] - alpha * shifts[j] ** 2) * eye
@@ -153,7 +153,7 @@ def main() -> None:
     for name, stages in (("squaring", SHIPPED), ("first fit", FIRST_44)):
         for bound in (False, True):
             chains[f"emulated: {name}, {half}{', bound' * bound}"] = lambda x, stages=stages, bound=bound: emulate(
-                x, stages, half, bound=bound, first_shifted=2
+                x, stages, half, bound=bound
             )
     cases = problems(options.side)
     print(f"| chain | {' | '.join(cases)} |")

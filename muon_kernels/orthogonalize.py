@@ -165,7 +165,7 @@ def _plan(
         if chain == "gram":
             result = gram_chain(build, wide, wide_spare, rows)
         elif chain == "squaring":
-            result = squaring_chain(build, wide, wide_spare, first_shifted=2 if compute_dtype == torch.float16 else 3)
+            result = squaring_chain(build, wide, wide_spare)
         else:
             result = standard_chain(build, wide, wide_spare, rows, whole_factor=compute_dtype == torch.float16)
         buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)

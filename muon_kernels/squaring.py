@@ -1,12 +1,14 @@
-"""The squaring chain: X times a polynomial of its Gram matrix that is evaluated by repeated squaring, in two stages.
+"""The squaring chain: X times a polynomial of its Gram matrix that repeated squaring evaluates, in two stages.
 
-A quintic step buys degree 5 for three products; k squarings of a Gram matrix buy degree 2^(k + 1) + 1. With u > 0,
+A quintic step buys degree 5 for three products; k squares of a Gram matrix buy degree 2^(k + 1) + 1 for k + 2:
 
-    M_1 = XX^T / u^2,   M_(j+1) = alpha M_j^2 + beta M_j,   Q = the last of them + gamma M_2 + delta I,   X <- QX.
+    M_1 = gram XX^T,   M_(j+1) = alpha M_j^2 + beta M_j,   Q = M_(k+1) + gamma M_2 + delta I,   X <- QX.
 
-Every product is symmetric and adds one matrix at most: where M_j is stored with the shift beta / 2 alpha that completes the
-square, beta M_j costs nothing. Rounding a shift hides eigenvalues below it, which hurts where those still differ: in M_1
-always, in M_2 unless float16 rounds it.
+Every product of Gram matrices is symmetric, and each adds one matrix at most: where M_j is stored with the shift
+beta / 2 alpha, which completes the square, beta M_j costs nothing. Rounding such an M_j drowns eigenvalues that are
+small beside its shift, which matters where M_j still tells small ones apart: at the start, most in the first stage.
+Shifts from M_2 and M_1 on would save two more additions, but then float16 errs up to 13 times as much as without any
+shift, instead of 4.
 """
 
 from __future__ import annotations
@@ -21,12 +23,17 @@ Number = TypeVar("Number", float, Tensor)
 
 
 class Stage(NamedTuple):
-    """The numbers above; `squares` are (alpha, beta) for M_2, M_3, ..., Q."""
+    """The numbers above.
+
+    squares: (alpha, beta) of M_2, M_3, ...; those of M_(k+1) stand last.
+    first_shifted: M_j is stored with its shift from this j on.
+    """
 
     gram: float
     squares: tuple[tuple[float, float], ...]
     gamma: float
     delta: float
+    first_shifted: int
 
 
 STAGES: tuple[Stage, ...] = (
@@ -41,6 +48,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         gamma=1.1650533,
         delta=91.1164241,
+        first_shifted=3,
     ),
     Stage(
         gram=0.22892032,
@@ -52,10 +60,11 @@ STAGES: tuple[Stage, ...] = (
         ),
         gamma=-1.27010303,
         delta=7.50106945,
+        first_shifted=2,
     ),
 )
-"""Fitted together by bench/fit_squaring.py for matrices divided by their Frobenius norm: singular values from 0.0014 to 1
-end within 1 ± 0.16, smaller ones are multiplied by up to 683."""
+"""Fitted together (bench/fit_squaring.py) for matrices divided by their Frobenius norm: singular values from 0.0014 to
+1 end within 1 ± 0.16, smaller ones are multiplied by up to 683."""
 
 
 def squaring_map(x: Number) -> Number:
@@ -68,30 +77,29 @@ def squaring_map(x: Number) -> Number:
     return x
 
 
-def squaring_chain(build: ProgramBuilder, x: Operand, spare: Operand, *, first_shifted: int) -> Operand:
-    """X <- QX, once a stage; arguments and result are those of the chains in chain.py.
-
-    first_shifted: M_j is stored with its shift from this j on, at least 2 and at most 3.
-    """
+def squaring_chain(build: ProgramBuilder, x: Operand, spare: Operand) -> Operand:
+    """X <- QX, once a stage; arguments and result are those of the chains in chain.py."""
     home = build.buffer(x.rows, x.rows)
     rest: list[Operand] = []  # scratch beyond what fits into the spare X
-    for gram, squares, gamma, delta in STAGES:
+    for gram, squares, gamma, delta, first_shifted in STAGES:
         # The spare X is free until it takes QX. M_2 stays for Q; the others change places, so that Q is at home.
         inside = build.carve(spare, x.rows, 2)
         rest = rest or [build.buffer(x.rows, x.rows) for _ in range(2 - len(inside))]
-        m, second = away, _ = inside + rest
-        build.symm_gemm(x, x.mT, m, alpha=gram)
-        shifts = [0.0] * (first_shifted - 1) + [beta / (2 * alpha) for alpha, beta in squares[first_shifted - 1 :]]
-        for j, (alpha, beta) in enumerate(squares):
+        away, second = inside + rest
+        shifts = [beta / (2 * alpha) if j >= first_shifted else 0.0 for j, (alpha, beta) in enumerate(squares, start=1)]
+        m = away
+        build.symm_gemm(x, x.mT, m, alpha=gram, delta=shifts[0])
+        for j, (alpha, beta) in enumerate(squares[:-1]):
             out = second if j == 0 else home if (len(squares) - j) % 2 else away
-            if j + 1 == len(squares):
-                unit = delta - alpha * shifts[j] ** 2 - gamma * shifts[1]
-                build.symm_gemm(m, m, home, alpha=alpha, c=second, beta=gamma, delta=unit)
-            elif shifts[j]:
-                build.symm_gemm(m, m, out, alpha=alpha, delta=shifts[j + 1] - alpha * shifts[j] ** 2)
+            unit = shifts[j + 1] - alpha * shifts[j] ** 2
+            if shifts[j]:
+                build.symm_gemm(m, m, out, alpha=alpha, delta=unit)
             else:
-                build.symm_gemm(m, m, out, alpha=alpha, c=m, beta=beta, delta=shifts[j + 1])
+                build.symm_gemm(m, m, out, alpha=alpha, c=m, beta=beta, delta=unit)
             m = out
+        alpha, shift = squares[-1][0], shifts[-1]
+        unit = delta - alpha * shift**2 - gamma * shifts[1]
+        build.symm_gemm(m, m, home, alpha=alpha, c=second, beta=gamma, delta=unit)
         build.gemm_add(home, x, spare)
         x, spare = spare, x
     return x
