@@ -173,9 +173,9 @@ def scaled(chain: Chain, parameters: Tensor) -> list[tuple[float, list[tuple[flo
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--squarings", type=int, nargs="+", default=[5, 4], help="a number a stage, Q's included")
+    parser.add_argument("--squarings", type=int, nargs="+", default=[5, 5], help="a number a stage, Q's included")
     parser.add_argument("--added", choices=ADDED, default="second", help="matrices added to the squares")
-    parser.add_argument("--start", type=float, default=0.0014, help="lower end of the interval")
+    parser.add_argument("--start", type=float, default=0.0012, help="lower end of the interval")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chain = Chain([ADDED[options.added](k) for k in options.squarings])

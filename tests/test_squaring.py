@@ -13,7 +13,7 @@ from muon_kernels.program import BUFFER_FIELDS, PRODUCT_FIELDS, ProgramBuilder, 
 from muon_kernels.squaring import STAGES, squaring_chain, squaring_map
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum
 
-BAND, SLOPE = 0.1595, 683.5
+BAND, SLOPE = 0.1435, 827.1
 SHAPES = [(48, 48), (32, 96), (96, 32), (33, 71), (71, 40)]
 
 
@@ -95,19 +95,19 @@ def test_scratch_memory_is_written_before_it_is_read(shape):
 
 
 def test_band_and_slope():
-    x = torch.logspace(math.log10(0.0014), 0, 100_000, dtype=torch.float64)
+    x = torch.logspace(math.log10(0.0012), 0, 100_000, dtype=torch.float64)
     assert (squaring_map(x) - 1).abs().max() < BAND
     assert squaring_map(1e-9) / 1e-9 == pytest.approx(SLOPE, rel=1e-3)
     assert squaring_map(0.0) == 0.0
 
 
 def test_products_and_scratch():
-    """13 products, at most one added matrix each; a square matrix takes four times itself."""
+    """14 products, at most one added matrix each; a square matrix takes four times itself."""
     build = ProgramBuilder(element_size=2)
     build.chain(1)
     squaring_chain(build, build.buffer(64, 64), build.buffer(64, 64))
     products = rows_of(build.build().products, PRODUCT_FIELDS)
-    assert [symmetric for symmetric, *_ in products] == [1] * 6 + [0] + [1] * 5 + [0]
+    assert [symmetric for symmetric, *_ in products] == ([1] * 6 + [0]) * 2
     assert sum(c >= 0 for _, _, _, c, _ in products) == 5
     assert all(out // 2 not in (a // 2, b // 2, c // 2) for _, a, b, c, out in products)
     half = {"method": "squaring", "compute_dtype": torch.float16}
