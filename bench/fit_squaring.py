@@ -4,8 +4,8 @@
     python -m bench.fit_squaring --squarings 4 4 --added all    # another chain
 
 A stage is M_1 = x^2 / u^2, M_(j+1) = alpha M_j^2 + beta M_j + sum gamma_i M_i, x <- x (Q + delta) / u. The largest
-distance from 1 over [start, 1] is minimised as a p-norm with growing p, by Levenberg-Marquardt from many starts at once;
-`start` falls from rung to rung, then the margin for rounding grows. Deterministic on one machine.
+distance from 1 over [start, 1] is minimised as a p-norm with growing p, by Levenberg-Marquardt from many starts at
+once; `start` falls from rung to rung, then the margin for rounding grows. Deterministic on one machine.
 """
 
 from __future__ import annotations
@@ -117,8 +117,10 @@ def fit(chain: Chain, start: float, seed: int = 0) -> Tensor:
 def minimise(
     chain: Chain, parameters: Tensor, points: list[tuple[Tensor, float]], norms: tuple[int, ...], iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt on the p-norm of map(x, margin) - 1 over all points, for a batch of parameter vectors; returns
-    them and the largest distances."""
+    """Levenberg-Marquardt on the p-norm of map(x, margin) - 1 over all points, for a batch of parameter vectors.
+
+    Returns them and their largest distances.
+    """
 
     def residuals(vector: Tensor) -> Tensor:
         return torch.cat([chain.map(vector, x, margin) for x, margin in points]) - 1

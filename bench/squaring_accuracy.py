@@ -67,7 +67,7 @@ FIRST_44: Stages = [
 
 
 def emulate(x: Tensor, stages: Stages, dtype: torch.dtype, *, bound: bool) -> Tensor:
-    """The chain on a float64 [m, n], m <= n, with every stored matrix rounded to `dtype`; see `muon_kernels.squaring`."""
+    """The chain of `muon_kernels.squaring` on a float64 [m, n], m <= n, every stored matrix rounded to `dtype`."""
 
     def stored(y: Tensor) -> Tensor:
         return y.to(dtype).float()

@@ -54,10 +54,10 @@ def test_it_is_the_polynomial(dtype, shape):
 
 
 # Rounding a shift moves all eigenvalues together, and that shows where many are equal. In units of the textbook form's
-# error, over five draws of the zoo, up to 256 x 256: at most 3.8 in float16, 4.5 in bfloat16 (9 on flat spectra, where
-# the floor of four roundings covers it), 1.7 in float32.
+# error, over five draws of the zoo up to 256 x 256: at most 4.2 in float16 and 2.9 in bfloat16 (6.3 and 9.0 on flat
+# spectra, where the floor of four roundings covers it), 1.7 in float32.
 @pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32), (64, 72)])
-@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 2.0), (torch.float16, 4.0), (torch.bfloat16, 5.0)])
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 2.0), (torch.float16, 5.0), (torch.bfloat16, 4.0)])
 def test_rounding(dtype, factor, shape):
     for spectrum in SPECTRA.values():
         g = matrix_with_spectrum(*shape, spectrum(min(shape)))
@@ -68,7 +68,7 @@ def test_rounding(dtype, factor, shape):
 
 @pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32), (128, 128)])
 def test_nearer_to_the_polar_factor_than_the_original_coefficients(shape):
-    """In float16, beside those in bfloat16: 0.07 to 0.97 of their distance over five draws of the zoo."""
+    """In float16, beside those in bfloat16: at most 0.96 of their distance over five draws of the zoo."""
     for name, spectrum in SPECTRA.items():
         g = matrix_with_spectrum(*shape, spectrum(min(shape)))
         ours = orthogonalize(g, method="squaring", compute_dtype=torch.float16)
