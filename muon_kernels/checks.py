@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .coefficients import resolve_coefficients
 from .matrices import freeze_layout
-from .orthogonalize import check_options
+from .orthogonalize import check_coefficients, check_options
 from .scaling import resolve_rule
 from .variants.normalizers import check_normalizer
 from .variants.weight_decay import check_rule
@@ -34,6 +34,7 @@ def check_muon(options: dict[str, Any]) -> None:
     if not 0.0 <= options["momentum"] < 1.0:
         raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
     resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
+    check_coefficients(options["method"], options["ns_coefficients"], options["ns_steps"])
     resolve_rule(options["adjust_lr_fn"])
     freeze_layout(options["layout"])
     check_options(

@@ -73,7 +73,7 @@ class Muon(Optimizer):
         ns_steps: length of the Newton-Schulz chain.
         adjust_lr_fn: how lr follows the shape: None or "original", "match_rms_adamw", "spectral_unclamped",
             "max_dim", "constant", or a function of the shape.
-        method: "auto", "standard", "gram" or "svd"; see `orthogonalize`.
+        method: "auto", "standard", "gram", "squaring" or "svd"; see `orthogonalize`.
         safety_factor: the norm is taken this much larger.
         compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
         momentum_dtype: dtype of the momentum buffers; default: that of the gradient (of a parameter that several ranks

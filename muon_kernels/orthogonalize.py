@@ -13,9 +13,10 @@ from .chain import LastProduct, gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
 from .ops import chains, gemm_add, normalize, sum_squares
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
+from .squaring import squaring_chain
 from .workspace import empty_batch, padded
 
-Method = Literal["auto", "standard", "gram", "svd"]
+Method = Literal["auto", "standard", "gram", "squaring", "svd"]
 METHODS = get_args(Method)
 
 DEFAULT_EPS = 1e-7
@@ -44,8 +45,9 @@ def orthogonalize(
 
     Args:
         G: [..., rows, cols], real floating, any strides. Not differentiated through, not modified.
-        method: "standard" or "gram" Newton-Schulz chain (the same polynomial), "svd" for the exact polar factor
-            (null directions stay null), "auto" for the cheaper chain.
+        method: "standard" or "gram" Newton-Schulz chain (the same polynomial), "auto" for the cheaper of the two;
+            "squaring" for a polynomial of its own in fewer products (`muon_kernels.squaring`); "svd" for the exact
+            polar factor (null directions stay null).
         ns_coefficients: preset name, (a, b, c) or a list of them; see `muon_kernels.coefficients.PRESETS`.
         ns_steps: length of the chain; 0 only normalises.
         eps: G is divided by max(safety_factor * ||G||_F, eps): a clamp as in torch.optim.Muon. A zero matrix stays
@@ -65,6 +67,7 @@ def orthogonalize(
     if G.ndim < 2:
         raise ValueError(f"G must have at least two dimensions, got shape {list(G.shape)}")
     rows = resolve_coefficients(ns_coefficients, ns_steps)
+    check_coefficients(method, ns_coefficients, ns_steps)
     compute = compute_dtype or default_compute_dtype(G.device)
     check_options(method, eps, safety_factor, compute)
     out = torch.empty(G.shape, dtype=out_dtype or G.dtype, device=G.device)
@@ -203,8 +206,11 @@ def _plan(
         first = len(build.buffers)
         x, spare = (build.buffer(height, width) for _ in range(2))
         wide, wide_spare = (x.mT, spare.mT) if height > width else (x, spare)
-        if resolve_method(method, height, width, len(rows), compute_dtype) == "gram":
+        chain = resolve_method(method, height, width, len(rows), compute_dtype)
+        if chain == "gram":
             last = gram_chain(build, wide, wide_spare, rows)
+        elif chain == "squaring":
+            last = squaring_chain(build, wide, wide_spare)
         else:
             last = standard_chain(build, wide, wide_spare, rows, whole_factor=half)
         if last.factor is not None and not half:  # in float16 alone do all chains end with a product
@@ -218,13 +224,13 @@ def _plan(
 
 def resolve_method(
     method: Method, height: int, width: int, steps: int, compute_dtype: torch.dtype
-) -> Literal["standard", "gram"]:
+) -> Literal["standard", "gram", "squaring"]:
     """The chain for a shape: the one that was named, or with "auto" the one with fewer FLOPs at equal accuracy."""
     if method == "auto":
         aspect = max(height, width) / min(height, width)
         gram = steps > 1 and aspect >= GRAM_ASPECT_RATIO and compute_dtype != torch.bfloat16
         return "gram" if gram else "standard"
-    if method not in ("standard", "gram"):
+    if method == "svd":
         raise ValueError(f"method '{method}' is not a Newton-Schulz chain")
     return method
 
@@ -259,6 +265,17 @@ def default_compute_dtype(device: torch.device) -> torch.dtype:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16
+
+
+def check_coefficients(method: str, coefficients: Coefficients, steps: int) -> None:
+    """Raises ValueError if `method` has a polynomial of its own and another one is asked for."""
+    if method != "squaring":
+        return
+    for name, value, default in (("ns_coefficients", coefficients, ORIGINAL), ("ns_steps", steps, DEFAULT_STEPS)):
+        if value != default:
+            raise ValueError(
+                f"method 'squaring' has coefficients of its own: {name} must be left at {default}, got {value!r}"
+            )
 
 
 def check_options(method: str, eps: float, safety_factor: float, compute_dtype: torch.dtype) -> None:

@@ -62,7 +62,7 @@ def product_by_product(workspace, program):
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
-@pytest.mark.parametrize("method", ["standard", "gram"])
+@pytest.mark.parametrize("method", ["standard", "gram", "squaring"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_bits_of_product_after_product(dtype, method, groups):
     chain, fill = filled(groups, method, dtype)
@@ -74,7 +74,7 @@ def test_bits_of_product_after_product(dtype, method, groups):
 
 
 @pytest.mark.parametrize("groups", ODD, ids=str)
-@pytest.mark.parametrize("method", ["standard", "gram"])
+@pytest.mark.parametrize("method", ["standard", "gram", "squaring"])
 def test_sizes_are_free(method, groups):
     chain, fill = filled(groups, method, torch.float16)
     with use_backend("reference"):

@@ -117,7 +117,7 @@ def test_empty_parameter():
     Muon([p, q]).step()
 
 
-@pytest.mark.parametrize("method", ["standard", "gram", "svd"])
+@pytest.mark.parametrize("method", ["standard", "gram", "squaring", "svd"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_bad_gradient_spoils_only_its_own_parameter(bad, method):
     clean, spoiled = make_params(torch.float32), make_params(torch.float32)

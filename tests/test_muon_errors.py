@@ -28,7 +28,7 @@ MATRIX = [(4, 6)]
         ({"ns_steps": 2.5}, TypeError, "ns_steps must be an integer, got 2.5"),
         ({"eps": -1e-7}, ValueError, "eps must be >= 0, got -1e-07"),
         ({"adjust_lr_fn": "spectral"}, ValueError, "adjust_lr_fn must be None, a callable or one of .*got 'spectral'"),
-        ({"method": "polar"}, ValueError, "method must be one of auto, standard, gram, svd, got 'polar'"),
+        ({"method": "polar"}, ValueError, "method must be one of auto, standard, gram, squaring, svd, got 'polar'"),
         ({"safety_factor": 0.9}, ValueError, "safety_factor must be >= 1 and finite, got 0.9"),
         ({"compute_dtype": torch.int32}, ValueError, "compute_dtype must be one of .*got torch.int32"),
         ({"momentum_dtype": torch.int8}, ValueError, "momentum_dtype must be None or a floating dtype, got torch.int8"),

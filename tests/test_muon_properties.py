@@ -38,7 +38,7 @@ def parameters(draw):
 @given(
     cases=st.lists(parameters(), min_size=1, max_size=6),
     nesterov=st.booleans(),
-    method=st.sampled_from(["auto", "standard", "gram"]),
+    method=st.sampled_from(["auto", "standard", "gram", "squaring"]),
     max_bytes=st.sampled_from([1, 2**12, None]),
 )
 def test_as_if_each_matrix_were_alone(cases, nesterov, method, max_bytes):

@@ -6,6 +6,7 @@ import torch
 from muon_kernels import orthogonalize
 from muon_kernels.coefficients import ORIGINAL, scalar_map
 from muon_kernels.orthogonalize import METHODS, default_compute_dtype
+from muon_kernels.squaring import squaring_map
 from muon_kernels.testing import matrix_with_spectrum, polynomial_oracle
 
 METHOD = pytest.mark.parametrize("method", METHODS)
@@ -119,7 +120,7 @@ def test_null_directions_stay_null(method):
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1)])
 def test_vectors_are_normalised(shape, method):
     g = torch.randn(shape, dtype=torch.float64)
-    scale = 1.0 if method == "svd" else scalar_map(1.0, (ORIGINAL,) * 5)
+    scale = {"svd": 1.0, "squaring": squaring_map(1.0)}.get(method, scalar_map(1.0, (ORIGINAL,) * 5))
     torch.testing.assert_close(orthogonalize(g, method=method, **EXACT), scale * g / g.norm(), rtol=1e-9, atol=1e-12)
 
 
@@ -161,7 +162,7 @@ def test_default_compute_dtype():
 
 def test_compiles_without_a_graph_break():
     g = torch.randn(2, 8, 24)
-    for method in ("standard", "gram"):
+    for method in ("standard", "gram", "squaring"):
         options = {"method": method, "compute_dtype": torch.float32}
         compiled = torch.compile(lambda g: orthogonalize(g, **options), fullgraph=True, backend="aot_eager")  # noqa: B023
         torch.testing.assert_close(compiled(g), orthogonalize(g, **options))
@@ -177,7 +178,7 @@ def test_compiles_without_a_graph_break():
             TypeError,
             "G must be real floating point, got torch.complex64",
         ),
-        ({"method": "newton"}, ValueError, "method must be one of auto, standard, gram, svd, got 'newton'"),
+        ({"method": "newton"}, ValueError, "method must be one of auto, standard, gram, squaring, svd, got 'newton'"),
         ({"eps": -1.0}, ValueError, "eps must be >= 0, got -1.0"),
         ({"eps": float("nan")}, ValueError, "eps must be >= 0, got nan"),
         ({"safety_factor": 0.5}, ValueError, "safety_factor must be >= 1 and finite, got 0.5"),

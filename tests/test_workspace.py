@@ -33,7 +33,7 @@ def test_one_wave_when_everything_fits():
 def test_scratch_bytes_is_what_is_allocated():
     rows = resolve_coefficients("original", 5)
     for shape in ((40, 40), (24, 61), (61, 24)):
-        for method in ("standard", "gram"):
+        for method in ("standard", "gram", "squaring"):
             for dtype in (torch.bfloat16, torch.float32):
                 need = scratch_bytes(*shape, rows, method=method, compute_dtype=dtype)
                 chain = Orthogonalizer(

@@ -151,8 +151,8 @@ def _matrices(
 
 
 def _product(a: Tensor, b: Tensor, c: Tensor | None, out: Tensor, alpha: float, beta: float) -> None:
-    if a.dtype == torch.bfloat16 and a.shape[1] % 8:
-        # For some k (33, 34, 38, 68, ...) torch's CPU product on AMX multiplies what lies behind a row by zero, which
+    if a.dtype == torch.bfloat16 and a.shape[1] % 32:
+        # For some k (33, 34, 80, ...) torch's CPU product on AMX multiplies what lies behind a row by zero, which
         # is NaN if that is (torch 2.13).
         a, b = a.contiguous(), b.contiguous()
     torch.addmm(out if c is None else c, a, b, alpha=alpha, beta=0 if c is None else beta, out=out)
