@@ -48,7 +48,8 @@ def filled(groups, method, dtype, rows="original"):
 
 def run(chain, op=ops.chains):
     op(chain._workspace, chain._plan.program)
-    return [view(chain._workspace, buffer).clone() for buffer in chain._plan.results]
+    buffers = (*chain._plan.factors, *chain._plan.xs)
+    return [view(chain._workspace, buffer).clone() for buffer in buffers if buffer is not None]
 
 
 def product_by_product(workspace, program):

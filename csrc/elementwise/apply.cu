@@ -54,20 +54,20 @@ template <typename P, typename U, class View>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     apply_kernel(const __grid_constant__ Table<View, double> table, const __grid_constant__ ApplyArgs args) {
   const int t = table.find(blockIdx.x);
-  const View& view = table.view[t];
+  const View& view = table.view(t);
   const uint32_t chunk = blockIdx.x - table.first_block[t];
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
   const ParameterStep step(args);
   if (step.skip) return;
   const Apply<P, U> op(step.decay, step.step(table.payload[t]), view.data);
-  walk_chunk(view, chunk, op);
+  walk_chunk<2>(view, chunk, op);
 }
 
 template <typename P, typename U>
 cudaError_t launch_typed(const ApplyItem* items, int64_t count, const ApplyArgs& args, cudaStream_t stream) {
   const auto launch_table = [&](const auto& table, uint32_t blocks) {
-    return launch(apply_kernel<P, U, std::decay_t<decltype(table.view[0])>>, blocks, stream, table, args);
+    return launch(apply_kernel<P, U, typename std::decay_t<decltype(table)>::ViewType>, blocks, stream, table, args);
   };
   MultiTensorLaunch<double, decltype(launch_table), P, U> tensors(launch_table);
   for (int64_t i = 0; i < count; ++i) {

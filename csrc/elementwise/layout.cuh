@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <tuple>
 
 namespace muon_kernels {
@@ -44,14 +45,39 @@ struct Flat {
   };
 
   void* data[kOperands];
-  int64_t n;
+  uint32_t n;
+
+  // Largest n: a longer run of memory is several views. A multiple of every chunk and vector.
+  static constexpr int64_t kLongest = int64_t{1} << 31;
+
+  // As it lies in a table: without the 4 bytes that would align the next entry.
+  struct Packed {
+    uint32_t words[2 * kOperands + 1];
+  };
+
+  Packed packed() const {
+    Packed result;
+    memcpy(result.words, data, sizeof(data));
+    result.words[2 * kOperands] = n;
+    return result;
+  }
+
+  static __device__ __forceinline__ Flat of(const Packed& packed) {
+    Flat view;
+#pragma unroll
+    for (int j = 0; j < kOperands; ++j) {
+      view.data[j] = reinterpret_cast<void*>(uint64_t{packed.words[2 * j + 1]} << 32 | packed.words[2 * j]);
+    }
+    view.n = packed.words[2 * kOperands];
+    return view;
+  }
 
   // The first chunk begins on a vector boundary, `lead` elements before the tensor, if one boundary serves all operands.
   __host__ __device__ int lead() const { return aligned() ? first_phase() : 0; }
 
   // The last chunk is longer rather than followed by one less than half full.
   __host__ __device__ int64_t chunks() const {
-    const int64_t rounded = (n + lead() + kChunk / 2 - 1) / kChunk;
+    const int64_t rounded = (int64_t{n} + lead() + kChunk / 2 - 1) / kChunk;
     return n > 0 && rounded == 0 ? 1 : rounded;
   }
 
@@ -106,6 +132,11 @@ struct Strided {
   int64_t cols;
   int64_t row_stride[kOperands];
   int64_t col_stride[kOperands];
+
+  using Packed = Strided;
+
+  Packed packed() const { return *this; }
+  static __device__ __forceinline__ const Strided& of(const Packed& packed) { return packed; }
 
   __host__ __device__ int64_t chunks() const { return (rows + kTile - 1) / kTile * tiles_across(); }
 

@@ -1,6 +1,7 @@
 // Host side of layout.cuh: the operands of one tensor as matrices, brought into the best order to walk.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -26,10 +27,22 @@ class Matrices {
     }
   }
 
-  // Calls f with a Flat view when all operands are one run of memory in the same order, else with a Strided view.
+  // Calls f with one Flat view or several when all operands are one run of memory in the same order, else with a Strided
+  // view; stops at the first error.
   template <class F>
-  auto visit(F&& f) const {
-    return dense() ? f(flat()) : f(strided());
+  cudaError_t visit(F&& f) const {
+    if (!dense()) return f(strided());
+    for (int64_t first = 0; first < rows_ * cols_; first += Flat<Ts...>::kLongest) {
+      if (const cudaError_t error = f(flat(first))) return error;
+    }
+    return cudaSuccess;
+  }
+
+  bool dense() const {
+    for (const MatrixView& v : view_) {
+      if (v.col_stride != 1 || v.row_stride != cols_) return false;
+    }
+    return true;
   }
 
  private:
@@ -47,17 +60,12 @@ class Matrices {
     return by_row > by_col;
   }
 
-  bool dense() const {
-    for (const MatrixView& v : view_) {
-      if (v.col_stride != 1 || v.row_stride != cols_) return false;
-    }
-    return true;
-  }
-
-  Flat<Ts...> flat() const {
+  // From element `first` on.
+  Flat<Ts...> flat(int64_t first) const {
+    constexpr int64_t kSizes[] = {sizeof(Ts)...};
     Flat<Ts...> view;
-    view.n = rows_ * cols_;
-    for (int j = 0; j < kOperands; ++j) view.data[j] = view_[j].data;
+    view.n = static_cast<uint32_t>(std::min(rows_ * cols_ - first, Flat<Ts...>::kLongest));
+    for (int j = 0; j < kOperands; ++j) view.data[j] = static_cast<char*>(view_[j].data) + first * kSizes[j];
     return view;
   }
 

@@ -56,18 +56,18 @@ template <typename X, typename O, class View>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     normalize_kernel(const __grid_constant__ Table<View, uint32_t> table, const __grid_constant__ NormalizeArgs args) {
   const int t = table.find(blockIdx.x);
-  const View& view = table.view[t];
+  const View& view = table.view(t);
   const uint32_t chunk = blockIdx.x - table.first_block[t];
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
   const Normalize<X, O> op(factor(args.sumsq[table.payload[t]], args), view.data);
-  walk_chunk(view, chunk, op);
+  walk_chunk<2>(view, chunk, op);
 }
 
 template <typename X, typename O>
 cudaError_t launch_typed(const NormalizeItem* items, int64_t count, const NormalizeArgs& args, cudaStream_t stream) {
   const auto launch_table = [&](const auto& table, uint32_t blocks) {
-    return launch(normalize_kernel<X, O, std::decay_t<decltype(table.view[0])>>, blocks, stream, table, args);
+    return launch(normalize_kernel<X, O, typename std::decay_t<decltype(table)>::ViewType>, blocks, stream, table, args);
   };
   MultiTensorLaunch<uint32_t, decltype(launch_table), X, O> tensors(launch_table);
   uint32_t matrix = 0;

@@ -1,12 +1,11 @@
 // sum_squares: the squared Frobenius norm of every matrix of a list, in float64.
 //
 // One block per chunk, one pass over memory: reads x; a second kernel adds up the chunks of a matrix. Squares are summed in
-// float64, so that nothing overflows or vanishes. A table holds 1019 dense or 679 strided matrices; longer lists take several
-// launches.
+// float64, so that nothing overflows or vanishes. A table holds 2039 dense or 741 strided matrices; longer lists take
+// several launches.
 // Limits: at most 2^31 - 1 chunks of 4096 elements per matrix.
 
 #include <cstdint>
-#include <vector>
 
 #include "dispatch.cuh"
 #include "launch.cuh"
@@ -49,52 +48,33 @@ class Squares {
   double sum_ = 0.0;
 };
 
-// Payload: index of the matrix's first partial.
 template <typename X, class View>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    sum_squares_kernel(const __grid_constant__ Table<View, uint32_t> table, double* partials) {
+    sum_squares_kernel(const __grid_constant__ Table<View, NoPayload> table, double* partials) {
   const int t = table.find(blockIdx.x);
-  const View& view = table.view[t];
+  const View& view = table.view(t);
   const uint32_t chunk = blockIdx.x - table.first_block[t];
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
   Squares<X> op(view.data);
-  walk_chunk(view, chunk, op);
+  walk_chunk<2>(view, chunk, op);
   const double sum = block_sum(op.sum());
-  if (threadIdx.x == 0) partials[table.payload[t] + chunk] = sum;
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-// Calls f(matrix) for every matrix of every item until one call fails.
-template <typename X, class F>
-cudaError_t for_each_matrix(const SumSquaresItem* items, int64_t count, F&& f) {
-  for (const SumSquaresItem* item = items; item < items + count; ++item) {
-    for (int64_t i = 0; i < item->batch; ++i) {
-      const MatrixView x{static_cast<X*>(item->x.data) + i * item->x.batch_stride, item->x.row_stride,
-                         item->x.col_stride};
-      if (const cudaError_t error = f(Matrices<X>(item->rows, item->cols, {x}))) return error;
-    }
-  }
-  return cudaSuccess;
-}
-
+// tensors(f) calls f(matrix) for every matrix of every item until one call fails.
 template <typename X>
-cudaError_t launch_typed(const SumSquaresItem* items, int64_t count, double* sumsq, double* partials,
-                         cudaStream_t stream) {
-  const auto launch_table = [&](const auto& table, uint32_t blocks) {
-    return launch(sum_squares_kernel<X, std::decay_t<decltype(table.view[0])>>, blocks, stream, table, partials);
+auto tensors_of(const SumSquaresItem* items, int64_t count) {
+  return [=](auto&& f) {
+    for (const SumSquaresItem* item = items; item < items + count; ++item) {
+      for (int64_t i = 0; i < item->batch; ++i) {
+        const MatrixView x{static_cast<X*>(item->x.data) + i * item->x.batch_stride, item->x.row_stride,
+                           item->x.col_stride};
+        if (const cudaError_t error = f(Matrices<X>(item->rows, item->cols, {x}))) return error;
+      }
+    }
+    return cudaSuccess;
   };
-  MultiTensorLaunch<uint32_t, decltype(launch_table), X> tensors(launch_table);
-  std::vector<uint32_t> first_partial(1, 0);
-  const cudaError_t error = for_each_matrix<X>(items, count, [&](const Matrices<X>& matrix) {
-    return matrix.visit([&](const auto& view) {
-      const uint32_t first = first_partial.back();
-      first_partial.push_back(first + static_cast<uint32_t>(view.chunks()));
-      return tensors.add(view, first);
-    });
-  });
-  if (error != cudaSuccess) return error;
-  if (const cudaError_t last = tensors.finish()) return last;
-  return sum_partials(first_partial, partials, sumsq, stream);
 }
 
 }  // namespace
@@ -103,10 +83,8 @@ int64_t sum_squares_partials(const SumSquaresItem* items, int64_t count, DType x
   int64_t total = 0;
   with_type(x_dtype, [&](auto x) {
     using X = typename decltype(x)::type;
-    return for_each_matrix<X>(items, count, [&](const Matrices<X>& matrix) {
-      total += matrix.visit([](const auto& view) { return view.chunks(); });
-      return cudaSuccess;
-    });
+    total = count_partials<X>(tensors_of<X>(items, count));
+    return cudaSuccess;
   });
   return total;
 }
@@ -114,7 +92,12 @@ int64_t sum_squares_partials(const SumSquaresItem* items, int64_t count, DType x
 cudaError_t launch_sum_squares(const SumSquaresItem* items, int64_t count, DType x_dtype, double* sumsq,
                                double* partials, cudaStream_t stream) {
   return with_type(x_dtype, [&](auto x) {
-    return launch_typed<typename decltype(x)::type>(items, count, sumsq, partials, stream);
+    using X = typename decltype(x)::type;
+    const auto launch_table = [&](const auto& table, uint32_t blocks, double* block_sums) {
+      using View = typename std::decay_t<decltype(table)>::ViewType;
+      return launch(sum_squares_kernel<X, View>, blocks, stream, table, block_sums);
+    };
+    return launch_summed<X>(tensors_of<X>(items, count), launch_table, partials, sumsq, stream);
   });
 }
 

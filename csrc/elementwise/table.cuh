@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "matrices.cuh"
 
@@ -18,15 +19,22 @@ namespace muon_kernels {
 
 constexpr int kTableBytes = 32764 - 128;  // 128 bytes are left for the scalar arguments of the op
 
+struct NoPayload {};
+
 // Payload: what the op needs to know of a tensor beside its layout.
 template <class View, typename Payload>
 struct Table {
-  static constexpr int kCapacity = (kTableBytes - 16) / (sizeof(View) + sizeof(Payload) + sizeof(uint32_t));
+  static constexpr bool kEmpty = std::is_empty_v<Payload>;
+  static constexpr int kCapacity =
+      (kTableBytes - 16) / (sizeof(typename View::Packed) + (kEmpty ? 0 : sizeof(Payload)) + sizeof(uint32_t));
 
-  View view[kCapacity];
-  Payload payload[kCapacity];
+  typename View::Packed packed[kCapacity];
+  Payload payload[kEmpty ? 1 : kCapacity];
   uint32_t first_block[kCapacity];  // ascending: tensor t owns blocks first_block[t] .. first_block[t + 1] - 1
   int count;
+
+  using ViewType = View;
+  __device__ decltype(auto) view(int tensor) const { return View::of(packed[tensor]); }
 
   __device__ int find(uint32_t block) const {
     int low = 0;
@@ -74,8 +82,8 @@ class MultiTensorLaunch {
     if (table.count == table.kCapacity || pending.blocks + chunks > kMaxBlocks) {
       if (const cudaError_t error = flush(pending); error != cudaSuccess) return error;
     }
-    table.view[table.count] = view;
-    table.payload[table.count] = payload;
+    table.packed[table.count] = view.packed();
+    if (!table.kEmpty) table.payload[table.count] = payload;
     table.first_block[table.count] = static_cast<uint32_t>(pending.blocks);
     ++table.count;
     pending.blocks += chunks;

@@ -11,9 +11,8 @@ namespace muon_kernels {
 constexpr int kMinBlocks = 3;
 
 // Elements `begin` to `end` of a chunk, in steps of kThreads * W * kBatch.
-template <int W, class View, class Op>
+template <int W, int kBatch, class View, class Op>
 __device__ __forceinline__ void walk(const View& view, uint32_t chunk, int begin, int end, Op&& op) {
-  constexpr int kBatch = W > 1 ? 2 : 4;
 #pragma unroll 1
   for (int base = begin; base < end; base += kThreads * W * kBatch) {
     typename View::Span span[kBatch];
@@ -28,12 +27,12 @@ __device__ __forceinline__ void walk(const View& view, uint32_t chunk, int begin
   }
 }
 
-// Op provides Input<W>, load<W>(span) -> Input<W> and finish<W>(span, input).
-template <class View, class Op>
+// Op provides Input<W>, load<W>(span) -> Input<W> and finish<W>(span, input). kVectors: loaded at a time by a thread.
+template <int kVectors, class View, class Op>
 __device__ void walk_chunk(const View& view, uint32_t chunk, Op&& op) {
   const bool vectorised = view.vectorised(chunk);
-  if (vectorised) walk<View::kWidth>(view, chunk, 0, kChunk, op);
-  walk<1>(view, chunk, vectorised ? kChunk : 0, view.size(chunk), op);
+  if (vectorised) walk<View::kWidth, kVectors>(view, chunk, 0, kChunk, op);
+  walk<1, 4>(view, chunk, vectorised ? kChunk : 0, view.size(chunk), op);
 }
 
 }  // namespace muon_kernels

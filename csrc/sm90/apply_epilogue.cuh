@@ -19,7 +19,6 @@ class ApplyEpilogue {
   __device__ __forceinline__ ApplyEpilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread,
                                            const ApplyTargets& targets)
       : targets_(targets),
-        step_(targets.args),
         staging_(staging),
         barrier_id_(barrier_id),
         thread_(thread),
@@ -44,21 +43,25 @@ class ApplyEpilogue {
   __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const GemmEntry& problem,
                                       const TileAt& tile, int first_row, Ring<Shape>&) {
     const ApplyTarget& target = targets_.list[problem.first_target + tile.batch];
-    const float step = step_.step(target.scale);
+    const ParameterStep rates(targets_.args);  // here and not once a block: registers are short during the products
+    const Step step{rates.step(target.scale), rates.decay, rates.skip};
 #pragma unroll
     for (int r = 0; r < Shape::kMmaRows; ++r) {
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) acc[r][i] *= problem.alpha;
     }
+    constexpr int kBoxes = kN / kBox, kAll = Shape::kMmaRows * kBoxes;
+    const auto at = [&](int i) {
+      return Box(target, thread_, tile.row + first_row + 64 * (i / kBoxes), tile.col + kBox * (i % kBoxes), problem.m,
+                 problem.n);
+    };
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) {
-      const int row = tile.row + first_row + 64 * r;
-#pragma unroll
-      for (int box = 0; box < kN / kBox; ++box) {
-        const int col = tile.col + kBox * box;
-        if (row >= problem.m || col >= problem.n) continue;
-        write(&acc[r][32 * box], target, step, row, col, problem.m, problem.n);
-      }
+    for (int i = 0; i < kAll; ++i) {
+      const uint32_t staged = stage(&acc[i / kBoxes][32 * (i % kBoxes)]);
+      const Box box = at(i);
+      Params params = load(box);  // on their way while the others come to the barrier
+      named_barrier(barrier_id_, 128);
+      write(box, staged, step, params);
     }
   }
 
@@ -66,12 +69,55 @@ class ApplyEpilogue {
 
  private:
   static constexpr int kWidth = 8;  // elements of a row that a thread owns: 16 bytes in shared memory
+  static constexpr int kRows = 4;   // rows of a box that it meets, 16 apart
   using Vector = Pack<Param, 16 / sizeof(Param)>;
   static constexpr int kVectors = kWidth * sizeof(Param) / 16;
 
-  // `part`: this thread's 32 accumulators of the box.
-  __device__ __forceinline__ void write(const float* part, const ApplyTarget& target, float step, int row, int col,
-                                        int m, int n) {
+  // Parameters of a thread in one box. All are loaded before the first is used; those of the next box besides would spill
+  // (178 to 206 bytes at 128 x 192).
+  struct Params {
+    Vector of[kRows][kVectors];
+  };
+
+  struct Step {
+    float size, decay;
+    bool skip;
+  };
+
+  // What a thread meets of a box.
+  struct Box {
+    Param* first;
+    int64_t stride;  // between its rows
+    int rows, cols;  // number of them inside the matrix
+    bool vectors;
+
+    __device__ __forceinline__ Box(const ApplyTarget& target, uint32_t thread, int row, int col, int m, int n) {
+      const int here = col + kWidth * static_cast<int>(thread % 8);
+      const int mine = row + static_cast<int>(thread / 8);
+      first = static_cast<Param*>(target.data) + mine * target.row_stride + here;
+      stride = 16 * target.row_stride;
+      rows = min((m - mine + 15) / 16, kRows);
+      cols = min(n - here, kWidth);
+      vectors = cols == kWidth &&
+                (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(stride * sizeof(Param) / 16)) % 16 == 0;
+    }
+  };
+
+  __device__ __forceinline__ Params load(const Box& box) const {
+    Params params = {};
+    if (targets_.overwrite || !box.vectors) return params;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        if (i < box.rows) params.of[i][v] = load_pack(reinterpret_cast<const Vector*>(box.first + i * box.stride) + v);
+      }
+    }
+    return params;
+  }
+
+  // Rounds a box and brings it to shared memory; returns where. `part`: this thread's 32 accumulators of it.
+  __device__ __forceinline__ uint32_t stage(const float* part) {
     // Two boxes take turns: who writes one has passed the barrier that all came to after they had read it.
     const uint32_t box = staging_ + next_ * Shape::kStagingBytes;
     next_ ^= 1;
@@ -81,56 +127,46 @@ class ApplyEpilogue {
       pack_fragments<Element>(fragments, part + 8 * p);
       store_fragments(box + map_.direct(p), fragments);
     }
-    named_barrier(barrier_id_, 128);
-    if (step_.skip) return;
-    const int here = col + kWidth * (thread_ % 8);
-    Param* const first = static_cast<Param*>(target.data) + here;
-    const bool aligned =
-        (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(target.row_stride * sizeof(Param))) % 16 == 0;
-    const bool whole = aligned && here + kWidth <= n;
-#pragma unroll 2
-    for (uint32_t r = thread_ / 8; r < kBox; r += 16) {
-      if (row + static_cast<int>(r) >= m) break;
-      uint32_t pairs[kWidth / 2];
-      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-                   : "r"(box + r * 128 + ((thread_ % 8 ^ r % 8) << 4))
-                   : "memory");
-      Param* const p = first + (row + static_cast<int64_t>(r)) * target.row_stride;
-      if (whole) {
-        write_vectors(p, pairs, step);
-      } else {
+    return box;
+  }
+
+  __device__ __forceinline__ void write(const Box& box, uint32_t staged, const Step& step, Params& params) const {
+    if (step.skip) return;
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          const float2 pair = unpack<Element>(pairs[i / 2]);
-          if (here + i < n) p[i] = from_float<Param>(next(p + i, step, i % 2 ? pair.y : pair.x));
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= box.rows) break;
+      const uint32_t r = thread_ / 8 + 16 * i;
+      const uint32_t source = staged + r * 128 + ((thread_ % 8 ^ r % 8) << 4);
+      Param* const p = box.first + i * box.stride;
+      if (box.vectors) {
+        uint32_t pairs[kWidth / 2];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                     : "r"(source));
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) {
+          Param& element = params.of[i][e * kVectors / kWidth].value[e % (kWidth / kVectors)];
+          const float2 pair = unpack<Element>(pairs[e / 2]);
+          element = from_float<Param>(next(&element, step, e % 2 ? pair.y : pair.x));
+        }
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) store_pack(reinterpret_cast<Vector*>(p) + v, params.of[i][v]);
+      } else {
+#pragma unroll 1
+        for (int e = 0; e < box.cols; ++e) {
+          uint16_t bits;
+          asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(source + 2 * e));
+          p[e] = from_float<Param>(next(p + e, step, unpack<Element>(bits).x));
         }
       }
     }
   }
 
-  __device__ __forceinline__ float next(const Param* p, float step, float update) const {
-    return targets_.overwrite ? update : stepped(to_float(*p), step_.decay, step, update);
-  }
-
-  __device__ __forceinline__ void write_vectors(Param* p, const uint32_t (&pairs)[kWidth / 2], float step) const {
-    Vector value[kVectors] = {};
-    if (!targets_.overwrite) {
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) value[v] = load_pack(reinterpret_cast<const Vector*>(p) + v);
-    }
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      Param& element = value[i * kVectors / kWidth].value[i % (kWidth / kVectors)];
-      const float2 pair = unpack<Element>(pairs[i / 2]);
-      element = from_float<Param>(next(&element, step, i % 2 ? pair.y : pair.x));
-    }
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) store_pack(reinterpret_cast<Vector*>(p) + v, value[v]);
+  __device__ __forceinline__ float next(const Param* p, const Step& step, float update) const {
+    return targets_.overwrite ? update : stepped(to_float(*p), step.decay, step.size, update);
   }
 
   const ApplyTargets& targets_;
-  const ParameterStep step_;
   uint32_t staging_, barrier_id_, thread_;
   FragmentMap map_;
   uint32_t next_ = 0;

@@ -142,7 +142,7 @@ def gemm_add(
     if outs[0].dtype == a[0].dtype:
         cuda_products.gemm_add(a, b, c, outs, alpha=alpha, beta=beta)
     else:
-        cuda_gemm_apply.overwrite(a, b, [matrix for out in outs for matrix in out.unbind(0)], alpha)
+        cuda_gemm_apply.overwrite(a, b, outs, alpha)
 
 
 def gemm_apply(
@@ -161,13 +161,12 @@ def gemm_apply(
     stored, in memory of their own, and applied.
     """
     step = _step_arguments(lr, weight_decay, found_inf, params[0].device)
-    if cuda_gemm_apply.reason(a, b, params) is None:
-        cuda_gemm_apply.step(a, b, params, scales, step)
+    if cuda_gemm_apply.step(a, b, params, scales, step):
         torch.autograd.graph.increment_version(params)
         return
     products = [x.new_empty((*x.shape[:2], y.shape[2]), dtype=torch.float32) for x, y in zip(a, b, strict=True)]
+    cuda_gemm_apply.overwrite(a, b, products, 1.0)
     updates = [matrix for product in products for matrix in product.unbind(0)]
-    cuda_gemm_apply.overwrite(a, b, updates, 1.0)
     apply(params, updates, lr=lr, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
 
 

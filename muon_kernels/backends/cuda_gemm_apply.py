@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,68 +35,78 @@ def check_outs(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor], ou
     check_operands(a, b)
     if c:
         raise ValueError(f"outs must have the dtype of c, {c[0].dtype}, got {outs[0].dtype}")
-    why = reason(a, b, [matrix for out in outs for matrix in out.unbind(0)])
-    if why is not None:
-        raise ValueError(why)
-
-
-def reason(a: Sequence[Tensor], b: Sequence[Tensor], params: Sequence[Tensor]) -> str | None:
-    """Why the kernel cannot write these tensors, or None."""
-    if params[0].dtype not in _PARAM_DTYPES:
-        return f"results are {params[0].dtype}, not float32 or bfloat16"
-    for left, right, own in _entries(a, b, params):
-        by_row = left.stride(2) == 1 and all(p.stride(1) == 1 for p in own)
-        by_col = right.stride(1) == 1 and all(p.stride(0) == 1 for p in own)
-        if not (by_row or by_col):
-            return "operands and results are not in one memory order"
-    return None
+    if outs[0].dtype not in _PARAM_DTYPES:
+        raise TypeError(f"outs must be float32, bfloat16 or the operands' dtype, got {outs[0].dtype}")
+    for i, (left, right, out) in enumerate(zip(a, b, outs, strict=True)):
+        if _row_major(left, right, [tuple(out.stride())]) is None:
+            raise ValueError(f"outs[{i}] must have the memory order of its operands, got strides {out.stride()}")
 
 
 def step(
     a: Sequence[Tensor], b: Sequence[Tensor], params: Sequence[Tensor], scales: Sequence[float], step: Step
-) -> None:
-    """params[i] <- (1 - lr * weight_decay) params[i] - lr * scales[i] * product i."""
-    _launch(a, b, params, scales, 1.0, False, step)
+) -> bool:
+    """params[i] <- (1 - lr * weight_decay) params[i] - lr * scales[i] * product i.
+
+    Returns:
+        False, and nothing has happened, if the kernel cannot write parameters of their dtype or memory order.
+    """
+    if params[0].dtype not in _PARAM_DTYPES:
+        return False
+    rows = [(p.data_ptr(), *p.stride()) for p in params]
+    targets: list[tuple[int, ...]] = []
+    for left, right in zip(a, b, strict=True):
+        own = rows[len(targets) : len(targets) + len(left)]
+        row_major = _row_major(left, right, own)
+        if row_major is None:
+            return False
+        targets += _unit_strides(own, row_major)
+    _launch(a, b, targets, scales, params[0].dtype, 1.0, False, step)
+    return True
 
 
 def overwrite(a: Sequence[Tensor], b: Sequence[Tensor], outs: Sequence[Tensor], alpha: float) -> None:
-    """outs[i] <- alpha * product i."""
-    _launch(a, b, outs, [0.0] * len(outs), alpha, True, (0.0, 0.0, 0, False, 0))
+    """outs[i] <- alpha * a[i] b[i], for what `check_outs` lets pass."""
+    targets: list[tuple[int, ...]] = []
+    for left, right, out in zip(a, b, outs, strict=True):
+        batch_stride, *strides = out.stride()
+        first, step = out.data_ptr(), batch_stride * out.element_size()
+        own = [(first + i * step, *strides) for i in range(len(out))]
+        targets += _unit_strides(own, bool(_row_major(left, right, own[:1])))
+    nothing = (0.0, 0.0, 0, False, 0)
+    _launch(a, b, targets, [0.0] * len(targets), outs[0].dtype, alpha, True, nothing)
+
+
+def _row_major(left: Tensor, right: Tensor, rows: Sequence[tuple[int, ...]]) -> bool | None:
+    """Whether results, given by tuples that end with their strides, are to be written row by row; None if they cannot
+    be written column by column either. The operand with the rows that are written has unit stride along k."""
+    if left.stride(2) == 1 and all(row[-1] == 1 for row in rows):
+        return True
+    return False if right.stride(1) == 1 and all(row[-2] == 1 for row in rows) else None
+
+
+def _unit_strides(rows: Sequence[tuple[int, ...]], row_major: bool) -> list[tuple[int, ...]]:
+    """Address and strides, with the one that is written along as 1 (it may be anything if that size is 1)."""
+    return [(x, r, 1) for x, r, _ in rows] if row_major else [(x, 1, c) for x, _, c in rows]
 
 
 def _launch(
     a: Sequence[Tensor],
     b: Sequence[Tensor],
-    params: Sequence[Tensor],
+    targets: Sequence[tuple[int, ...]],
     scales: Sequence[float],
+    dtype: torch.dtype,
     alpha: float,
     overwrite: bool,
     step: Step,
 ) -> None:
-    items = []
-    targets: list[tuple[int, int, int]] = []
-    for i, (left, right, own) in enumerate(_entries(a, b, params)):
-        batch, m, k = left.shape
-        items.append((batch, m, right.shape[2], k, *_fields("a", i, left), *_fields("b", i, right)))
-        if left.stride(2) == 1 and all(p.stride(1) == 1 for p in own):
-            targets += [(p.data_ptr(), p.stride(0), 1) for p in own]
-        else:
-            targets += [(p.data_ptr(), 1, p.stride(1)) for p in own]
-    device = params[0].device
+    items = [
+        (*left.shape[:2], right.shape[2], left.shape[2], *_fields("a", i, left), *_fields("b", i, right))
+        for i, (left, right) in enumerate(zip(a, b, strict=True))
+    ]
+    device = a[0].device
     with on_device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        dtype = _PARAM_DTYPES[params[0].dtype]
-        extension.load().gemm_apply(items, targets, scales, dtype, alpha, overwrite, *step, stream)
-
-
-def _entries(
-    a: Sequence[Tensor], b: Sequence[Tensor], params: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Sequence[Tensor]]]:
-    """The operands of every entry and its matrices' parameters."""
-    first = 0
-    for left, right in zip(a, b, strict=True):
-        yield left, right, params[first : first + len(left)]
-        first += len(left)
+        extension.load().gemm_apply(items, targets, scales, _PARAM_DTYPES[dtype], alpha, overwrite, *step, stream)
 
 
 def _fields(name: str, i: int, tensor: Tensor) -> tuple[int, int, int, int]:
