@@ -39,18 +39,18 @@ class ApplyEpilogue {
     }
   }
 
-  template <int kN>
-  __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const GemmEntry& problem,
+  template <int kMmaRows, int kN>
+  __device__ __forceinline__ void run(float (&acc)[kMmaRows][kN / 2], const GemmEntry& problem,
                                       const TileAt& tile, int first_row, Ring<Shape>&) {
     const ApplyTarget& target = targets_.list[problem.first_target + tile.batch];
     const ParameterStep rates(targets_.args);  // here and not once a block: registers are short during the products
     const Step step{rates.step(target.scale), rates.decay, rates.skip};
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) {
+    for (int r = 0; r < kMmaRows; ++r) {
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) acc[r][i] *= problem.alpha;
     }
-    constexpr int kBoxes = kN / kBox, kAll = Shape::kMmaRows * kBoxes;
+    constexpr int kBoxes = kN / kBox, kAll = kMmaRows * kBoxes;
     const auto at = [&](int i) {
       return Box(target, thread_, tile.row + first_row + 64 * (i / kBoxes), tile.col + kBox * (i % kBoxes), problem.m,
                  problem.n);

@@ -23,12 +23,12 @@ class Epilogue {
   __device__ __forceinline__ void expect(const GemmEntry&, const TileAt&, int) const {}
 
   // The first kN columns of the tile; `first_row` is the warpgroup's first row in it.
-  template <int kN>
-  __device__ __forceinline__ void run(float (&acc)[Shape::kMmaRows][kN / 2], const GemmEntry& problem,
+  template <int kRows, int kN>
+  __device__ __forceinline__ void run(float (&acc)[kRows][kN / 2], const GemmEntry& problem,
                                       const TileAt& tile, int first_row, Ring<Shape>& ring) {
-    combine<kN>(acc, problem, tile, first_row, ring);
+    combine<kRows, kN>(acc, problem, tile, first_row, ring);
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const int row = tile.row + first_row + 64 * r;
 #pragma unroll
       for (int box = 0; box < kN / kBox; ++box) {
@@ -53,12 +53,12 @@ class Epilogue {
   }
 
  private:
-  template <int kN>
-  __device__ __forceinline__ void combine(float (&acc)[Shape::kMmaRows][kN / 2], const GemmEntry& problem,
+  template <int kRows, int kN>
+  __device__ __forceinline__ void combine(float (&acc)[kRows][kN / 2], const GemmEntry& problem,
                                           const TileAt& tile, int first_row, Ring<Shape>& ring) const {
     const float alpha = problem.alpha;
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) acc[r][i] *= alpha;
     }
@@ -69,7 +69,7 @@ class Epilogue {
 #pragma unroll
         for (int box = first; box < min(first + Shape::kBoxesPerStage, kN / kBox); ++box) {
 #pragma unroll
-          for (int r = 0; r < Shape::kMmaRows; ++r) {
+          for (int r = 0; r < kRows; ++r) {
             const uint32_t base = ring.data() + (box - first) * Shape::kBytesA + (first_row + 64 * r) * 128;
 #pragma unroll
             for (int p = 0; p < 4; ++p) {
@@ -93,7 +93,7 @@ class Epilogue {
     }
     if (problem.delta != 0.0f && tile.row < tile.col + Shape::kTileN && tile.col < tile.row + Shape::kTileM) {
 #pragma unroll
-      for (int r = 0; r < Shape::kMmaRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         const int here = 16 * map_.warp + map_.lane / 4 - 2 * (map_.lane % 4);  // row - column of element 0
         const int ahead = tile.row - tile.col + first_row + 64 * r + here;
 #pragma unroll

@@ -29,7 +29,7 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
   constexpr auto kType = std::is_same_v<Element, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                          : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   table.count = count;
-  table.tasks = table.halves = 0;
+  table.tasks = table.parts = 0;
   int targets = 0;
   for (int i = 0; i < count; ++i) {
     const GemmItem& item = items[i];
@@ -42,13 +42,13 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
     entry.n = static_cast<int>(item.n);
     entry.k = static_cast<int>(item.k);
     entry.tasks = Order::tasks(entry.m, entry.n);
-    entry.halves = Order::halves(entry.m);
+    entry.parts = Order::halves(entry.m);
     entry.first_task = table.tasks;
-    entry.first_half = table.halves;
+    entry.first_part = table.parts;
     entry.first_target = targets;
     targets += static_cast<int>(item.batch);
     table.tasks += entry.tasks * static_cast<int>(item.batch);
-    table.halves += entry.halves * static_cast<int>(item.batch);
+    table.parts += entry.parts * static_cast<int>(item.batch);
     const MatrixBatch &a = item.a, &b = item.b, &c = item.c, &out = item.out;
     const TensorBox boxes[4] = {
         operand_box(a, item.batch, item.m, item.k, a.row_stride, a.col_stride, Shape::kBoxRowsA),
@@ -69,9 +69,15 @@ cudaError_t prepare_kernel(Kernel* kernel, const GemmItem* items, int count, Gem
   using Order = typename Walk<Shape, kSymmetric>::Order;
   GemmTable& table = launch.table;
   if (const cudaError_t error = fill_table<Element, Shape, Order>(table, items, count)) return error;
+  const int clusters = multiprocessors() / Shape::kCluster;
+  if (kSymmetric && Shape::kQuarters) {
+    const int rest = last_round_in_quarters(table.tasks, clusters);
+    table.tasks -= rest;
+    table.parts = 4 * rest;
+  }
   launch.kernel = reinterpret_cast<const void*>(kernel);
   launch.cluster = Shape::kCluster;
-  launch.blocks = std::min(table.tasks + table.halves, multiprocessors() / Shape::kCluster) * Shape::kCluster;
+  launch.blocks = std::min(table.tasks + table.parts, clusters) * Shape::kCluster;
   launch.shared_bytes = Shape::kSharedBytes;
   return cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
 }

@@ -15,15 +15,15 @@
 
 namespace muon_kernels::sm90 {
 
-template <typename Element, Major kMajorA, Major kMajorB, int kN, class Shape, class Output>
+template <typename Element, Major kMajorA, Major kMajorB, int kRows, int kN, class Shape, class Output>
 __device__ __forceinline__ void compute_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
                                              Output& epilogue, int first_row, uint32_t consumer) {
-  float acc[Shape::kMmaRows][kN / 2] = {};
+  float acc[kRows][kN / 2] = {};
   const GemmEntry& problem = table.entries[tile.entry];
   epilogue.expect(problem, tile, first_row);
-  multiply_tile<Element, Shape, kMajorA, kMajorB, kN>(acc, ring, problem.k, first_row, consumer, threadIdx.x % 32,
+  multiply_tile<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, problem.k, first_row, consumer, threadIdx.x % 32,
                                                       problem.has_c);
-  epilogue.template run<kN>(acc, problem, tile, first_row, ring);
+  epilogue.template run<kRows, kN>(acc, problem, tile, first_row, ring);
 }
 
 // What a block does. Output: the epilogue of a warpgroup, made of its staging boxes and of `parameters`.
@@ -71,18 +71,21 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, const Para
     int task;
     for (uint32_t turn = 0; (task = schedule.next()) >= 0; ++turn) {
       if (Shape::kAlternating && turn % kConsumers != consumer) {
-        ring.at.advance(stages_of<Shape>(table, entry_of(table, task)));
+        ring.at.advance(stages_of<Shape>(table, entry_of<Shape, kSymmetric>(table, task)));
         continue;
       }
       const TileAt tile = Walk<Shape, kSymmetric>::locate(table, task, rank);
       Turns<Shape>::wait(consumer);
-      if constexpr (kSymmetric && Shape::kHalves) {
-        if (tile.half) {
-          compute_tile<Element, kMajorA, kMajorB, Shape::kTileN / 2>(table, tile, ring, epilogue, first_row, consumer);
+      constexpr bool kParts = kSymmetric && (Shape::kHalves || Shape::kQuarters);
+      if constexpr (kParts) {
+        if (tile.part) {
+          compute_tile<Element, kMajorA, kMajorB, Shape::kQuarters ? 1 : Shape::kMmaRows, Shape::kTileN / 2>(
+              table, tile, ring, epilogue, first_row, consumer);
           continue;
         }
       }
-      compute_tile<Element, kMajorA, kMajorB, Shape::kTileN>(table, tile, ring, epilogue, first_row, consumer);
+      compute_tile<Element, kMajorA, kMajorB, Shape::kMmaRows, Shape::kTileN>(table, tile, ring, epilogue, first_row,
+                                                                              consumer);
     }
     epilogue.finish();
   }

@@ -90,11 +90,17 @@ __device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& 
   }
   for (int k = 0; k < problem.k; k += kTileK, ring.at.advance()) {
     barrier_wait(ring.empty(), ring.at.parity ^ 1);
-    barrier_expect_bytes(ring.full(), Shape::kStageBytes - (tile.half ? Shape::kBytesB / 2 : 0));
+    const uint32_t left_out = !tile.part ? 0 : Shape::kQuarters ? Shape::kStageBytes / 2 : Shape::kBytesB / 2;
+    barrier_expect_bytes(ring.full(), Shape::kStageBytes - left_out);
     const uint32_t data_b = ring.data() + Shape::kBytesA;
-    if (Shape::kHalves && tile.half) {
+    if (Shape::kHalves && tile.part) {
       load_operand<kMajorA, Shape::kTileM, Shape::kBoxRowsA, 1>(ring.data(), problem.a, ring.full(), k, tile.row,
                                                                 tile.batch, rank);
+      load_operand<kMajorB, Shape::kTileN / 2, Shape::kBoxRowsB, 1>(data_b, problem.b, ring.full(), k, tile.col,
+                                                                    tile.batch, rank);
+    } else if (Shape::kQuarters && tile.part) {
+      load_operand<kMajorA, Shape::kTileM / 2, Shape::kBoxRowsA, 1>(ring.data(), problem.a, ring.full(), k, tile.row,
+                                                                    tile.batch, rank);
       load_operand<kMajorB, Shape::kTileN / 2, Shape::kBoxRowsB, 1>(data_b, problem.b, ring.full(), k, tile.col,
                                                                     tile.batch, rank);
     } else if (Shape::kSquare && tile.shares_a) {
@@ -149,8 +155,8 @@ struct Turns {
 };
 
 // A consumer warpgroup: its rows of A B, kN columns. `first_row` is the warpgroup's first row in the tile.
-template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kN>
-__device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][kN / 2], Ring<Shape>& ring,
+template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kRows, int kN>
+__device__ __forceinline__ void multiply_tile(float (&acc)[kRows][kN / 2], Ring<Shape>& ring,
                                               int k_extent, int first_row, uint32_t consumer, uint32_t lane,
                                               bool has_c) {
   const uint64_t first_a = operand_descriptor<kMajorA>(ring.stages + first_row / 64 * kBoxBytes);
@@ -160,19 +166,19 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][kN /
     const uint64_t offset = ring.at.stage * (Shape::kStageBytes >> 4);
     barrier_wait(ring.full(), ring.at.parity);
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers<kN / 2>(acc[r]);
+    for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kTileK / 16; ++step) {
 #pragma unroll
-      for (int r = 0; r < Shape::kMmaRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         wgmma<Element, kMajorA, kMajorB, kN>(acc[r], first_a + offset + step * kStepK16<kMajorA> + r * (kBoxBytes >> 4),
                                              first_b + offset + step * kStepK16<kMajorB>);
       }
     }
     wgmma_commit();
 #pragma unroll
-    for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers<kN / 2>(acc[r]);
+    for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
     if (k > 0) {
       wgmma_wait<1>();
       done.release(lane);
@@ -182,7 +188,7 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[Shape::kMmaRows][kN /
   Turns<Shape>::pass(consumer, ring, has_c);
   wgmma_wait<0>();
 #pragma unroll
-  for (int r = 0; r < Shape::kMmaRows; ++r) pin_registers<kN / 2>(acc[r]);
+  for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
   done.release(lane);
 }
 

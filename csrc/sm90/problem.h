@@ -18,14 +18,14 @@ struct GemmEntry {
   float alpha, beta, delta;
   bool has_c;
   int tasks, first_task;   // what a cluster computes at a time: number per matrix, and in the entries before this one
-  int halves, first_half;  // the same of the tiles of half the width (walk.cuh)
+  int parts, first_part;   // the same of tiles of half the width (walk.cuh)
   int first_target;        // number of matrices in the entries before this one
 };
 
 struct GemmTable {
   GemmEntry entries[kMaxEntries];
   int count;
-  int tasks, halves;
+  int tasks, parts;  // parts: smaller tiles, which come last (walk.cuh)
 };
 
 // Where gemm_apply writes: a matrix whose columns are neighbours in memory.

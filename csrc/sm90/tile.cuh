@@ -32,6 +32,8 @@ struct Tile {
 
   // Symmetric: the tile on an even diagonal position needs only its left half, and is computed as such.
   static constexpr bool kHalves = kTileN == 2 * kTileM && kCluster == 1;
+  // Symmetric: if the last round of tiles fills less than a quarter of the clusters, quarters of them fill it better.
+  static constexpr bool kQuarters = kTileM == 128 && kTileN == 128 && kCluster == 2 && kAlternating;
   static constexpr bool kSquare = kTileM == kTileN;  // either operand can be the shared one
   static constexpr int kBoxRowsA = kSquare ? kTileM / kCluster : kTileM;
   static constexpr int kBoxRowsB = kHalves ? kTileN / 2 : kTileN / kCluster;

@@ -15,45 +15,60 @@ namespace muon_kernels::sm90 {
 struct TileAt {
   int entry, batch, row, col;  // of this block's tile; row and col in elements
   bool shares_a;               // the blocks of the cluster have the same row, else the same column
-  bool half;                   // only the left half of the columns
+  bool part;                   // smaller: only the left half of the columns, or a quarter
 };
 
-// The tasks of cluster `rank` of `clusters`: every clusters-th; then, if any, tiles of half the width (numbered from
-// table.tasks on), first two for each cluster that had one task less than others, then every clusters-th.
+// The tasks of cluster `rank` of `clusters`: every clusters-th; then, if any, smaller tiles (numbered from table.tasks on),
+// first two for each cluster that had one task less than others, then every clusters-th.
 class Schedule {
  public:
   __device__ __forceinline__ Schedule(const GemmTable& table, int rank, int clusters)
-      : tasks_(table.tasks), halves_(table.halves), rank_(rank), clusters_(clusters) {}
+      : tasks_(table.tasks), parts_(table.parts), rank_(rank), clusters_(clusters) {}
 
   // The next task, or -1.
   __device__ __forceinline__ int next() {
     const int task = rank_ + step_ * clusters_;
     ++step_;
     if (task < tasks_) return task;
-    if (halves_ == 0) return -1;
+    if (parts_ == 0) return -1;
     const int ahead = tasks_ % clusters_;  // clusters with one task more
     const int idle = ahead > 0 ? clusters_ - ahead : 0;
     int turn = step_ - 1 - tasks_ / clusters_ - (rank_ < ahead ? 1 : 0);
-    int half;
+    int part;
     if (rank_ >= ahead && idle > 0 && turn < 2) {
-      half = rank_ - ahead + turn * idle;
+      part = rank_ - ahead + turn * idle;
     } else {
       if (rank_ >= ahead && idle > 0) turn -= 2;
-      half = 2 * idle + rank_ + turn * clusters_;
+      part = 2 * idle + rank_ + turn * clusters_;
     }
-    return half < halves_ ? tasks_ + half : -1;
+    return part < parts_ ? tasks_ + part : -1;
   }
 
  private:
-  int tasks_, halves_, rank_, clusters_, step_ = 0;
+  int tasks_, parts_, rank_, clusters_, step_ = 0;
 };
 
+// Number of tasks in a last round that a round of quarters can replace, or 0.
+inline int last_round_in_quarters(int tasks, int clusters) {
+  const int rest = tasks % clusters;
+  return 4 * rest <= clusters ? rest : 0;
+}
+
+// In a launch that ends with quarters, those of the last tasks: the task that number `task` is a quarter of.
+template <class Shape, bool kSymmetric>
+__device__ __forceinline__ int whole_task(const GemmTable& table, int task) {
+  if (!(kSymmetric && Shape::kQuarters) || task < table.tasks) return task;
+  return table.tasks + (task - table.tasks) / 4;
+}
+
+template <class Shape, bool kSymmetric>
 __device__ __forceinline__ int entry_of(const GemmTable& table, int task) {
   int entry = 0;
-  if (task < table.tasks) {
+  if (task < table.tasks || (kSymmetric && Shape::kQuarters)) {
+    task = whole_task<Shape, kSymmetric>(table, task);
     while (entry + 1 < table.count && task >= table.entries[entry + 1].first_task) ++entry;
   } else {
-    while (entry + 1 < table.count && task - table.tasks >= table.entries[entry + 1].first_half) ++entry;
+    while (entry + 1 < table.count && task - table.tasks >= table.entries[entry + 1].first_part) ++entry;
   }
   return entry;
 }
@@ -154,18 +169,23 @@ struct Walk {
 
   static __device__ __forceinline__ TileAt locate(const GemmTable& table, int task, uint32_t rank) {
     TileAt tile;
-    tile.entry = entry_of(table, task);
+    tile.entry = entry_of<Shape, kSymmetric>(table, task);
     const GemmEntry& problem = table.entries[tile.entry];
-    tile.half = kSymmetric && Shape::kHalves && task >= table.tasks;
-    if (tile.half) {
-      task -= table.tasks + problem.first_half;
-      tile.batch = task / problem.halves;
-      tile.row = tile.col = (task - tile.batch * problem.halves) * Shape::kTileN;
+    tile.part = kSymmetric && (Shape::kHalves || Shape::kQuarters) && task >= table.tasks;
+    if (Shape::kHalves && tile.part) {
+      task -= table.tasks + problem.first_part;
+      tile.batch = task / problem.parts;
+      tile.row = tile.col = (task - tile.batch * problem.parts) * Shape::kTileN;
       tile.shares_a = false;
     } else {
-      task -= problem.first_task;
+      const int quarter = (task - table.tasks) % 4;
+      task = whole_task<Shape, kSymmetric>(table, task) - problem.first_task;
       tile.batch = task / problem.tasks;
       Order::locate(task - tile.batch * problem.tasks, problem.m, problem.n, static_cast<int>(rank), tile);
+      if (Shape::kQuarters && tile.part) {
+        tile.row += quarter / 2 * (Shape::kTileM / 2);
+        tile.col += quarter % 2 * (Shape::kTileN / 2);
+      }
     }
     return tile;
   }
