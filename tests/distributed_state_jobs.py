@@ -98,14 +98,18 @@ def save(model: Net, optimizer: Muon, folder: str) -> None:
     dcp.save(dict(zip(("model", "optimizer"), states, strict=True)), checkpoint_id=folder)
 
 
+def load(model: Net, optimizer: Muon, folder: str) -> None:
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.load(states, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+
+
 def load_and_go_on(kind: str, folder: str, options: dict) -> dict[str, list]:
     model, optimizer = build(kind, **options)
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-    dcp.load(states, checkpoint_id=folder)
-    set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    load(model, optimizer, folder)
     dtypes = {s["momentum_buffer"].dtype for s in optimizer.state.values() if "momentum_buffer" in s}
     assert dtypes == {options.get("momentum_dtype", torch.float64)}, dtypes
     steps(model, optimizer, 2, 4)
