@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Timer
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,15 @@ def train(kind: str, folder: str, steps: int, every: int, death: Death | None) -
 
     Returns every parameter and every state of the optimizer, whole.
     """
+    try:
+        return values(*_train(kind, folder, steps, every, death))
+    except Exception:
+        # As a launcher would end it: who waits for this rank, in FSDP's collectives for half an hour, hears of it.
+        Timer(1.0, os._exit, (1,)).start()
+        raise
+
+
+def _train(kind: str, folder: str, steps: int, every: int, death: Death | None) -> tuple[Net, Muon]:
     model, optimizer = build(kind, torch.float32)
     first = newest_checkpoint(folder)
     if first:
@@ -60,7 +70,7 @@ def train(kind: str, folder: str, steps: int, every: int, death: Death | None) -
             die()
         if (step + 1) % every == 0:
             save(model, optimizer, f"{folder}/{step + 1}")
-    return values(model, optimizer)
+    return model, optimizer
 
 
 def newest_checkpoint(folder: str) -> int:
