@@ -39,13 +39,14 @@ from .ranks import Ranks
 from .shared import MODEL_CELLS, OURS, PAIRS, SMOKE_CELLS, TORCH, Column, Shared, compare
 from .shared_results import SharedResults
 
-GATE = 0.02
-"""Length of the difference over that of the way which parameters have gone; of ours no difference is expected."""
+GATE = 0.05
+"""Length of the difference over that of the way which parameters have gone. Of ours none is expected; two orders of
+summation in torch.optim.Muon's bfloat16 chain gave 0.012 to 0.021 with gloo; a shard taken for a matrix gives about 1."""
 
 CHECK_STEPS = 5
 UNEVEN = [(1, 9), (7, 5), (5, 33), (3, 24), (33, 7)]
 LARGE = [(768, 768), (768, 3072), (3072, 768), (1024, 4096), (768, 768), (4096, 1024)]
-SMOKE_LARGE = [(16, 16), (24, 40), (40, 24), (16, 16)]
+SMOKE_LARGE = [(24, 40), (40, 24)]
 LINK_MIB = (1, 16, 128)
 COLLECTIVE_SECONDS = 60  # after which a rank that waits for another one ends the run
 
@@ -73,7 +74,7 @@ class Bench:
                 status = "skipped"
         except GateRefused as refusal:
             status, reason = "refused", str(refusal)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except Exception as error:
             status, reason = "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
         gc.collect()
         if self.ranks.device.type == "cuda":
@@ -149,7 +150,7 @@ class Bench:
     def _expected(
         self, column: Column, model: Transformer, dtype: torch.dtype, layout: Layout | None
     ) -> dict[str, Any]:
-        """Work and floor of one rank, and the simulator's prediction of ours if it knows the layout."""
+        """Work and floor of one rank, and the simulator's `Prediction` of ours if it knows the layout."""
         world = self.ranks.world if layout else 1
         counts = Counter(model.shapes().values())
         minimal, dense = (flops / world for flops in step_flops(counts))
@@ -158,15 +159,10 @@ class Bench:
         predicted = None
         if simulated and column.ours:
             made = model_plan(model, sides, simulated, self._hardware, STEPS)
-            predicted = simulate(made, steps=STEPS, hardware=self._hardware, storage_size=dtype.itemsize).step
-        floor = self._ceilings.floor_in_turn(minimal, size)
-        return {
-            "flops_minimal": minimal,
-            "flops_dense": dense,
-            "bytes": size,
-            "floor_s": floor,
-            "predicted_s": predicted,
-        }
+            found = simulate(made, steps=STEPS, hardware=self._hardware, storage_size=dtype.itemsize)
+            predicted = asdict(found)
+        work = {"flops_minimal": minimal, "flops_dense": dense, "bytes": size}
+        return work | {"floor_s": self._ceilings.floor_in_turn(minimal, size), "predicted": predicted}
 
     def _extra_bytes(self, subject: Shared) -> int | None:
         """What a step needs at its peak, on the rank that needs most."""

@@ -71,7 +71,7 @@ def details(run: Run, bench: str) -> str:
     if bench == "step":
         head += ["host ms", "extra MiB"]
     if bench == "distributed":
-        head += ["efficiency", "predicted ms", "extra MiB"]
+        head += ["efficiency", "÷ bound", "predicted ms", "extra MiB"]
     lines = []
     for cell in run.cells(bench):
         rows = run.at(bench, cell)
@@ -89,11 +89,22 @@ def details(run: Run, bench: str) -> str:
                 host, extra = row.info["enqueue_s"], row.info["extra_bytes"]
                 line += [_number(host and host * 1e3, ".2f"), _number(extra and extra / 2**20, ".0f")]
             if bench == "distributed":
-                predicted, extra = row.info["predicted_s"], row.info["extra_bytes"]
-                line += [_number(row.info["efficiency"], ".3f"), _number(predicted and predicted * 1e3, ".3g"),
+                predicted, extra = row.info["predicted"], row.info["extra_bytes"]
+                line += [_number(row.info["efficiency"], ".3f"), _ratio(row.median / shared_bound(row)),
+                         _number(predicted and predicted["step"] * 1e3, ".3g"),
                          _number(extra and extra / 2**20, ".0f")]  # fmt: skip
             lines.append(line)
     return _table(head, lines)
+
+
+def shared_bound(row: Row) -> float:
+    """What a step of several ranks that balances and overlaps everything could not beat by much: its share of the
+    measured step on one GPU or the largest matrix, and the exchanges by themselves, both as predicted; NaN if unknown.
+    """
+    predicted, efficiency = row.info["predicted"], row.info["efficiency"]
+    if predicted is None or efficiency is None:
+        return math.nan
+    return max(efficiency * row.median, predicted["largest"]) + predicted["exchanges"]
 
 
 def missing(run: Run) -> str:

@@ -1,5 +1,6 @@
 """The benchmark of several ranks: all its rows on gloo, what is refused a time, and a budget that all ranks keep."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # last, so that an installed muon_kernels is the one tested
 
-from bench import report
+from bench import report, tables
 from bench.layouts import LAYOUTS
 from bench.results import load
 
@@ -32,7 +33,9 @@ def test_every_row(ranks, tmp_path):
         assert row.info["efficiency"] == pytest.approx(alone / (4 * row.median))
     unknown = {"DDP, state in rows", "HSDP, each replica by itself"}
     for cell, name in zip(cells[1:], names, strict=True):
-        assert (rows[cell, "ours"].info["predicted_s"] is None) == (name in unknown)
+        row, bound = rows[cell, "ours"], tables.shared_bound(rows[cell, "ours"])
+        assert (row.info["predicted"] is None) == (name in unknown) == math.isnan(bound)
+        assert name in unknown or bound > alone / 4 + row.info["predicted"]["exchanges"] * 0.999
     text = report.render(run)
     assert "Beside one process" in text and str(tmp_path) not in path.read_text()
 
