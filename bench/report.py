@@ -55,6 +55,8 @@ def render(run: Run) -> str:
             tables.columns(run, bench),
             tables.details(run, bench),
         ]
+    if run.checks:
+        parts += ["## Beside one process", tables.checks(run)]
     if run.missing:
         parts += ["## No number", tables.missing(run)]
     return "\n\n".join(parts)

@@ -44,13 +44,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """One results file."""
+    """One results file; only those of several ranks have `checks` against one process and the rates of their `link`."""
 
     machine: dict[str, Any]
     commit: str | None
     date: str
     ceilings: dict[str, Any]
     missing: list[dict[str, str]]
+    checks: list[dict[str, Any]]
+    link: list[dict[str, float]]
     rows: list[Row]
 
     def benches(self) -> list[str]:
@@ -81,6 +83,8 @@ def load(path: Path) -> Run:
         date=data["datetime"][:10],
         ceilings=extra["ceilings"],
         missing=extra["missing"],
+        checks=extra.get("checks", []),
+        link=extra.get("link", []),
         rows=[_row(entry) for entry in data["benchmarks"]],
     )
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 from .results import Key, Row, Run, best_ours, best_peer, geometric_mean
 
-TITLES = {"ops": "Ops", "orthogonalize": "Orthogonalisation", "step": "Whole optimizer step"}
+TITLES = {
+    "ops": "Ops",
+    "orthogonalize": "Orthogonalisation",
+    "step": "Whole optimizer step",
+    "distributed": "Optimizer step on several ranks",
+}
 TOLERANCE = 0.03
 """A slow-down within this, or within the two runs' spreads, is noise."""
 
@@ -65,6 +70,8 @@ def details(run: Run, bench: str) -> str:
             "÷ floor", "error", "‖OOᵀ−I‖/√m", "first call s"]  # fmt: skip
     if bench == "step":
         head += ["host ms", "extra MiB"]
+    if bench == "distributed":
+        head += ["efficiency", "÷ bound", "predicted ms", "extra MiB"]
     lines = []
     for cell in run.cells(bench):
         rows = run.at(bench, cell)
@@ -81,8 +88,23 @@ def details(run: Run, bench: str) -> str:
             if bench == "step":
                 host, extra = row.info["enqueue_s"], row.info["extra_bytes"]
                 line += [_number(host and host * 1e3, ".2f"), _number(extra and extra / 2**20, ".0f")]
+            if bench == "distributed":
+                predicted, extra = row.info["predicted"], row.info["extra_bytes"]
+                line += [_number(row.info["efficiency"], ".3f"), _ratio(row.median / shared_bound(row)),
+                         _number(predicted and predicted["step"] * 1e3, ".3g"),
+                         _number(extra and extra / 2**20, ".0f")]  # fmt: skip
             lines.append(line)
     return _table(head, lines)
+
+
+def shared_bound(row: Row) -> float:
+    """What a step of several ranks that balances and overlaps everything could not beat by much: its share of the
+    measured step on one GPU or the largest matrix, and the exchanges by themselves, both as predicted; NaN if unknown.
+    """
+    predicted, efficiency = row.info["predicted"], row.info["efficiency"]
+    if predicted is None or efficiency is None:
+        return math.nan
+    return max(efficiency * row.median, predicted["largest"]) + predicted["exchanges"]
 
 
 def missing(run: Run) -> str:
@@ -96,6 +118,17 @@ def missing(run: Run) -> str:
         for (provider, status, reason), where in reasons.items()
     ]
     return _table(["provider", "", "reason", "where"], lines)
+
+
+def checks(run: Run) -> str:
+    """What several ranks have of the bits of one process, and how fast they exchange."""
+    lines = [
+        [c["provider"], c["layout"], c["dtype"], f"{c['differing']} of {c['elements']}", f"{c['error']:.2g}"]
+        for c in run.checks
+    ]
+    rates = ", ".join(f"{entry['mib']} MiB: {entry['bytes_per_s'] / 1e9:.3g}" for entry in run.link)
+    table = _table(["provider", "layout", "dtype", "elements that differ", "error"], lines)
+    return f"{table}\n\nAll-to-all, GB/s that a rank sends: {rates or 'not measured'}."
 
 
 @dataclass(frozen=True)

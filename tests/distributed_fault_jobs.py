@@ -1,4 +1,4 @@
-"""What the ranks of a pool run when something is missing or wrong: one error on every rank, nothing changed."""
+"""What the ranks of a pool run when something is wrong: one error on every rank, nothing changed."""
 
 from __future__ import annotations
 
@@ -8,47 +8,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from distributed_jobs import EXPERT_LIES, LIES, OPTIONS, SHAPES, Lies, Pair, full_tensors
+from distributed_jobs import LIES, OPTIONS, SHAPES, Pair, full_tensors
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial
 
 from muon_kernels import Muon
 from muon_kernels.distributed.binding import local
-from muon_kernels.variants import AdaMuon, NorMuon
-
-
-def grads_come_and_go(kind: str) -> None:
-    """Without a gradient anywhere a parameter and its momentum stay as they are."""
-    pair = Pair(LIES[kind], SHAPES)
-    for step, without in enumerate([{0}, {1, 3, 5}, set(range(len(SHAPES))), set(), {8}]):
-        pair.step(step, without)
-        pair.compare()
-
-
-def grads_on_some_ranks(kind: str) -> None:
-    """Where only other ranks have a gradient, it counts as zero."""
-    lies = LIES[kind]
-    pair = Pair(lies, SHAPES)
-    rank = dist.get_rank()
-    for step in range(3):
-        pair.set_grads(step)
-        for i in range(0, len(SHAPES), 2):
-            absent = (step + i) % 4
-            whole = pair.alone[i].grad.clone()
-            marks = lies.put(torch.full(SHAPES[i], -1), pair.mesh)
-            everywhere = [torch.zeros(SHAPES[i]) for _ in range(4)]
-            mine = DTensor.from_local(
-                torch.full_like(local(marks), rank, dtype=torch.float32), pair.mesh, marks.placements, run_check=False,
-                shape=marks.shape, stride=marks.stride(),
-            )  # fmt: skip
-            dist.all_gather(everywhere, mine.full_tensor())
-            pair.alone[i].grad = torch.where(everywhere[0] == absent, 0.0, whole)
-            if rank == absent:
-                pair.shared[i].grad = None
-        pair.one.step()
-        pair.many.step()
-        pair.compare()
+from muon_kernels.variants import NorMuon
 
 
 def fails(pair: Pair, expected: str, message: str, *, after: Callable[[], None] | None = None) -> str:
@@ -176,47 +143,6 @@ def fails_without_momentum(pair: Pair, plain: nn.Parameter) -> str:
     raise AssertionError("nothing was raised")
 
 
-def refused_at_construction() -> list[str]:
-    """Placements and layouts that have no plan; the error leaves the optimizer as it was."""
-    mesh = LIES["FSDP"].mesh()
-    good = nn.Parameter(LIES["FSDP"].put(torch.zeros(4, 4), mesh))
-    optimizer = Muon([good])
-    partial = DTensor.from_local(torch.zeros(4, 4), mesh, [Partial()], run_check=False)
-    uneven = DTensor.from_local(torch.zeros(7, 4), mesh, [Shard(0)], run_check=False, shape=(18, 4), stride=(4, 1))
-    conv = EXPERT_LIES["FSDP on columns"].put(torch.zeros(4, 3, 4), mesh)
-    rows = LIES["FSDP"].put(torch.zeros(4, 4), mesh)
-    texts = []
-    for bad, layout in [
-        (partial, None),
-        (uneven, None),
-        (conv, "flatten"),
-        (rows, lambda t: [t[::2], t[1::2]]),
-        (conv, None),
-    ]:
-        try:
-            optimizer.add_param_group({"params": [nn.Parameter(bad)], "layout": layout})
-        except (RuntimeError, ValueError) as error:
-            texts.append(f"{type(error).__name__}: {error}")
-        assert len(optimizer.param_groups) == 1 and list(optimizer.state) == [good]
-    return texts
-
-
-def variants_at_construction(kind: str) -> list[str]:
-    """One text for each option; groups without Muon do not mind."""
-    lies = LIES[kind]
-    make = lambda: nn.Parameter(lies.put(torch.ones(4, 4), lies.mesh()))  # noqa: E731
-    optimizer = Muon([make()], **lies.options())
-    texts = []
-    for options in ({"normalizer": AdaMuon()}, {"weight_decay_rule": "cautious"}):
-        try:
-            optimizer.add_param_group({"params": [make()], **options})
-        except ValueError as error:
-            texts.append(str(error))
-        assert len(optimizer.param_groups) == 1 and len(optimizer.state) == 1
-        Muon([{"params": [make()], "use_muon": False}], **options, **lies.options())
-    return texts
-
-
 def variant_between_steps(name: str) -> str:
     """An option that was refused at construction comes later, as by a checkpoint."""
     pair = Pair(LIES["FSDP"], SHAPES)
@@ -251,89 +177,6 @@ def nobody_there() -> list[str]:
     return texts
 
 
-def two_stages() -> None:
-    """Pipeline stages of 3 ranks and of 1, each with its own model; a stage without matrices has nothing to do."""
-    first = dist.get_rank() < 3
-    groups = [dist.new_group([0, 1, 2]), dist.new_group([3])]
-    mesh = DeviceMesh.from_group(groups[0 if first else 1], "cpu")
-
-    class Stage(Lies):
-        def mesh(self):
-            return mesh
-
-    shapes = SHAPES if first else SHAPES[2:5]
-    pair = Pair(Stage({}, (Shard(0),)), shapes)
-    for step in range(2):
-        pair.step(step)
-        pair.compare()
-    Muon([]).step()
-
-
-def two_meshes() -> None:
-    """Dense matrices on all ranks, experts on a mesh of their own, plain ones on nobody else's: one optimizer."""
-    dense, experts = Pair(LIES["FSDP"], SHAPES), Pair(EXPERT_LIES["EP x FSDP on rows"], [(4, 6, 10)], layout="batch")
-    plain = [nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
-    dense.many.add_param_group({"params": experts.shared, "layout": "batch"})
-    dense.many.add_param_group({"params": plain[:1]})
-    dense.one.add_param_group({"params": plain[1:]})
-    dense.many.add_param_group({"params": [], "momentum": 0.5})
-    experts.many = dense.many
-    for step in range(3):
-        experts.set_grads(step)
-        experts.one.step()
-        for p in plain:
-            p.grad = torch.full_like(p, step + 1.0)
-        dense.step(step)
-        dense.compare()
-        experts.compare()
-        assert torch.equal(plain[0].detach(), plain[1].detach())
-
-
-def one_group_two_grids() -> None:
-    """HSDP and DDP over the same ranks in one optimizer: one group of processes, two meshes."""
-    grid, line = Pair(LIES["HSDP"], SHAPES), Pair(LIES["DDP"], SHAPES[3:6])
-    grid.many.add_param_group({"params": line.shared, "process_group": dist.group.WORLD})
-    grid.one.add_param_group({"params": line.alone})
-    line.one, line.many = grid.one, grid.many
-    for step in range(2):
-        line.set_grads(step)
-        grid.step(step)
-        grid.compare()
-        line.compare()
-
-
-def an_empty_state_is_loaded() -> None:
-    """A checkpoint from before the first step of a process that works alone has no momenta: they are zero."""
-    pair = Pair(LIES["FSDP"], SHAPES)
-    pair.step(0)
-    for whose in (pair.one, pair.many):
-        whose.load_state_dict({"state": {}, "param_groups": whose.state_dict()["param_groups"]})
-    pair.many.explain()
-    pair.step(1)
-    pair.compare()
-
-
-def wrong_process_group() -> str:
-    try:
-        Muon([nn.Parameter(torch.zeros(2, 2))], process_group=LIES["HSDP"].mesh())
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("nothing was raised")
-
-
-def master_copies() -> list[str]:
-    """Of parameters that several ranks share, as DTensors and as plain tensors, with Muon and without."""
-    raised = []
-    for use_muon in (True, False):
-        for lies in (LIES["FSDP"], LIES["DDP"]):
-            p = nn.Parameter(lies.put(torch.zeros(4, 4, dtype=torch.bfloat16), lies.mesh()))
-            try:
-                Muon([{"params": [p], "use_muon": use_muon}], master_dtype=torch.float32, **lies.options())
-            except ValueError as error:
-                raised.append(str(error))
-    return raised
-
-
 def trouble_in_a_part() -> str:
     """Ranks 0 and 1 disagree about a matrix of their own; what all four share is not stepped either."""
     pair = Pair(LIES["FSDP"], SHAPES)
@@ -345,52 +188,6 @@ def trouble_in_a_part() -> str:
         pair.many.add_param_group({"params": [own], "process_group": part})
     expected = "RanksDisagree" if dist.get_rank() < 2 else "RankFailed"
     return fails(pair, expected, "parameter 9 has no gradient on ranks [0]")
-
-
-def replicated_dtensors_stay_equal() -> None:
-    mesh = LIES["HSDP"].mesh()
-    p = nn.Parameter(LIES["HSDP"].put(torch.randn(9, 7, generator=torch.Generator().manual_seed(0)), mesh))
-    optimizer = Muon([p], **OPTIONS)
-    for step in range(20):
-        p.grad = LIES["HSDP"].put(torch.randn(9, 7, generator=torch.Generator().manual_seed(step)), mesh)
-        optimizer.step()
-    whole = p.detach().redistribute(mesh, [Replicate(), Replicate()]).to_local()
-    everywhere = [torch.empty_like(whole) for _ in range(4)]
-    dist.all_gather(everywhere, whole)
-    assert all(torch.equal(everywhere[0], other) for other in everywhere)
-
-
-def scaled(kind: str) -> None:
-    """GradScaler: an infinity in one shard skips the step on every rank, as in one process."""
-    pair = Pair(LIES[kind], SHAPES)
-    scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1) for _ in range(2)]
-    for step in range(4):
-        grads = [grad * 8 for grad in full_tensors(SHAPES, 100 + step)]
-        if step == 1:
-            grads[4][-1, -1] = torch.inf
-        for i, grad in enumerate(grads):
-            pair.alone[i].grad, pair.shared[i].grad = grad.clone(), pair.lies.put(grad, pair.mesh)
-        for scaler, optimizer in zip(scalers, (pair.one, pair.many), strict=True):
-            scaler.scale(torch.tensor(1.0))
-            scaler.step(optimizer)
-            scaler.update()
-        pair.compare()
-    assert scalers[0].get_scale() == scalers[1].get_scale() == 32.0
-
-
-def grows() -> None:
-    """A group that is added later is planned with the next step; the state dict knows it at once."""
-    pair, later = Pair(LIES["FSDP"], SHAPES), Pair(LIES["FSDP"], [(12, 5)])
-    pair.step(0)
-    for whose, more in ((pair.one, later.alone), (pair.many, later.shared)):
-        whose.add_param_group({"params": more, "lr": 0.01, "momentum": 0.5})
-    assert later.shared[0] in pair.many.state
-    later.one, later.many = pair.one, pair.many
-    for step in range(1, 3):
-        later.set_grads(step)
-        pair.step(step)
-        pair.compare()
-        later.compare()
 
 
 def dies() -> str:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from muon_kernels import Muon
@@ -144,11 +145,14 @@ def counted_collectives():
 
 
 def traffic(lies: Lies, shapes, options: dict[str, Any]) -> tuple[int, list[tuple[str, int]]]:
-    """How many waves a step has, and its collectives."""
+    """How many waves a step has, and its collectives; there are no others, also none that DTensor would call."""
     pair = Pair(lies, shapes, **options)
     pair.step(0)
-    with counted_collectives() as calls:
-        pair.step(1)
+    pair.set_grads(1)
+    with CommDebugMode() as everything, counted_collectives() as calls:
+        pair.many.step()
+    assert everything.get_total_counts() == len(calls), everything.get_comm_counts()
+    pair.one.step()
     pair.compare()
     (bucket,) = pair.many._shares._buckets.values()
     return bucket.plan.waves, calls

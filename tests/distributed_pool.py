@@ -29,17 +29,18 @@ def _serve(rank: int, world: int, rendezvous: str, pipe: Connection) -> None:
             pipe.send(("raised", traceback.format_exc()))
 
 
-def _answer(pipe: Connection) -> tuple[str, Any]:
+def _answer(pipe: Connection, seconds: float) -> tuple[str, Any]:
     try:
-        return pipe.recv() if pipe.poll(JOB_SECONDS) else ("raised", "no answer in time")
+        return pipe.recv() if pipe.poll(seconds) else ("raised", "no answer in time")
     except EOFError:
         return ("raised", "the process ended")
 
 
 class Pool:
-    """`world` processes with gloo."""
+    """`world` processes with gloo, which must answer within `seconds`."""
 
-    def __init__(self, world: int, rendezvous: str) -> None:
+    def __init__(self, world: int, rendezvous: str, seconds: float = JOB_SECONDS) -> None:
+        self._seconds = seconds
         context = get_context("spawn")
         self._pipes, self._processes = [], []
         threads = os.environ.get("OMP_NUM_THREADS")
@@ -66,7 +67,7 @@ class Pool:
         """("returned", value) or ("raised", text) of every rank."""
         for pipe in self._pipes:
             pipe.send((job, args))
-        return [_answer(pipe) for pipe in self._pipes]
+        return [_answer(pipe, self._seconds) for pipe in self._pipes]
 
     def close(self) -> None:
         """Ends the processes."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -96,14 +98,18 @@ def save(model: Net, optimizer: Muon, folder: str) -> None:
     dcp.save(dict(zip(("model", "optimizer"), states, strict=True)), checkpoint_id=folder)
 
 
+def load(model: Net, optimizer: Muon, folder: str) -> None:
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.load(states, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+
+
 def load_and_go_on(kind: str, folder: str, options: dict) -> dict[str, list]:
     model, optimizer = build(kind, **options)
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-    dcp.load(states, checkpoint_id=folder)
-    set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    load(model, optimizer, folder)
     dtypes = {s["momentum_buffer"].dtype for s in optimizer.state.values() if "momentum_buffer" in s}
     assert dtypes == {options.get("momentum_dtype", torch.float64)}, dtypes
     steps(model, optimizer, 2, 4)
@@ -132,19 +138,27 @@ def round_trip_in_place(kind: str) -> None:
     assert values(model, optimizer) == values(other_model, other)
 
 
-def trained(kind: str) -> list[float]:
-    """Losses of a real training run; every rank has its part of the batch, or all of it with tensor parallelism."""
-    model, optimizer = build(kind, torch.float32)
+def trained(kind: str, micro_batches: int = 1, clip: float = math.inf) -> list[float]:
+    """Losses of a real training run; every rank has its part of the batch, or all of it with tensor parallelism.
+
+    Gradients are accumulated over micro-batches, clipped to the norm `clip`, and stepped with a falling lr.
+    """
+    model, optimizer = build(kind, torch.float32, compute_dtype=torch.float32)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, gamma=0.5)
     generator = torch.Generator().manual_seed(5)
     x, y = torch.randn(16, 10, generator=generator), torch.randn(16, 7, generator=generator)
     parts = {"alone": 1, "FSDP x TP": 2}.get(kind, dist.get_world_size() if dist.is_initialized() else 1)
+    rank = 0 if kind == "alone" else dist.get_rank() // (dist.get_world_size() // parts)
+    own = slice(rank * 16 // parts, (rank + 1) * 16 // parts)
     losses = []
     for _ in range(20):
-        rank = 0 if kind == "alone" else dist.get_rank() // (dist.get_world_size() // parts)
-        mine = slice(rank * 16 // parts, (rank + 1) * 16 // parts)
-        loss = (model(x[mine]) - y[mine]).square().mean()
-        loss.backward()
-        mean = loss.detach().clone()
+        mean = torch.zeros(())
+        for number, (inputs, targets) in enumerate(zip(*(t[own].chunk(micro_batches) for t in (x, y)), strict=True)):
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(number == micro_batches - 1)
+            loss = (model(inputs) - targets).square().mean() / micro_batches
+            loss.backward()
+            mean += loss.detach()
         if kind != "alone":
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
@@ -153,6 +167,9 @@ def trained(kind: str) -> list[float]:
                     dist.all_reduce(p.grad)
                     p.grad /= parts
         losses.append(float(mean))
+        if clip < math.inf:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
+        scheduler.step()
     return losses

@@ -87,6 +87,24 @@ def test_traffic(ranks, kind, expected, per_wave, max_bytes):
     assert sent / 4 == expected
 
 
+UNEVEN = [(33, 64), (50, 41), (64, 30)] * 4
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "FSDP, columns", "FSDP x TP, column-wise", "FSDP x TP, row-wise", "HSDP"])
+def test_traffic_of_uneven_shards(ranks, kind):
+    """Beyond what an even cut would send at most 2 %: in and out 3/4 of a matrix, or 1/2 and a copy of each half."""
+    answers = ranks(4).run(traffic, LIES[kind], UNEVEN, {"compute_dtype": torch.bfloat16})
+    size = 2 * sum(rows * cols for rows, cols in UNEVEN)
+    sent = sum(size for _, calls in answers for name, size in calls if name == "all_to_all_single")
+    assert sent <= 1.02 * size * (2 if kind == "HSDP" else 1.5)
+
+
+def test_experts_do_not_travel(ranks):
+    options = {"compute_dtype": torch.bfloat16, "layout": "batch"}
+    for _, calls in ranks(4).run(traffic, EXPERT_LIES["EP"], [(4, 8, 12), (8, 12, 6)], options):
+        assert [name for name, _ in calls] == ["all_gather"]
+
+
 def test_explain(ranks):
     tables = ranks(4).run(explained)
     assert all(table == tables[0] for table in tables)

@@ -1,5 +1,7 @@
 """The planner, for any parameters on any mesh: every element arrives once, loads and waves keep to their bounds."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -221,6 +223,16 @@ def test_small_replicated_matrices_are_redundant_and_large_ones_spread():
     made = plan(Mesh.grid(4), params, **OPTIONS)
     kinds = {made.parameters[a.parameter].name: a.kind for a in made.assignments}
     assert kinds == {"small": "redundant", "large": "owner"}
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["deep", "pickle"]
+)
+def test_copies_of_a_plan_are_the_plan(copied):
+    params = [whole(f"{i}", (12, 6), placements) for i, placements in enumerate([(COPY, COPY), (COPY, Placement(0))])]
+    made = plan(Mesh.grid(2, 2), params, **OPTIONS)
+    again = copied(made)
+    assert again == made and again.digest == made.digest and schedule(again, 1) == schedule(made, 1)
 
 
 def test_chunks_are_torchs():

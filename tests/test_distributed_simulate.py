@@ -1,5 +1,8 @@
 """The predicted step: bounds that hold at any rates, a case by hand, and the command line."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from muon_kernels.distributed import simulate as module
@@ -8,7 +11,21 @@ from muon_kernels.distributed.layout import Mesh, Parameter, Placement
 from muon_kernels.distributed.models import MODELS
 from muon_kernels.distributed.plan import plan
 
-RATES = Hardware(ns_flops=1e12, matrix_seconds=0.0, link=1e9, memory=1e10, collective_seconds=0.0, peer_seconds=0.0)
+sys.path.append(str(Path(__file__).parents[1]))  # last, so that an installed muon_kernels is the one tested
+
+from bench import calibrate
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
+
+RATES = Hardware(
+    ns_flops=1e12,
+    ns_elements=1e9,
+    chain_seconds=1e-4,
+    link=1e9,
+    memory=1e10,
+    collective_seconds=0.0,
+    peer_seconds=0.0,
+)
 
 
 def test_two_equal_matrices_on_two_ranks_by_hand():
@@ -16,19 +33,45 @@ def test_two_equal_matrices_on_two_ranks_by_hand():
     params = [Parameter(f"{i}", (64, 128), rows, rows, ((64,), (128,))) for i in range(2)]
     made = plan(Mesh.grid(2), params, steps=5, element_size=2, hardware=RATES)
     predicted = module.simulate(made, steps=5, hardware=RATES)
-    chain = 5 * (4 * 64**2 * 128 + 2 * 64**3) / 1e12
+    chain = (14 * 64**3 + 6 * 64**2 * 128) / 1e12 + 64 * 128 / 1e9 + 1e-4
     half = 64 * 128 / 2 * 2 / 1e9
     elementwise = 64 * 128 * 24 / 1e10
     assert (predicted.chains, predicted.mean_chains) == pytest.approx((chain, chain))
     assert predicted.sent == 2 * 64 * 128
     assert predicted.step == pytest.approx(half + chain + elementwise + half)
+    in_16_bit = module.simulate(made, steps=5, hardware=RATES, storage_size=2)
+    assert in_16_bit.elementwise == pytest.approx(64 * 128 * 14 / 1e10)
+
+
+def test_fewest_flops_of_a_chain():
+    assert ns_flops(64, 64, 5) == 20 * 64**3 and ns_flops(64, 256, 5) == ns_flops(256, 64, 5) == 38 * 64**3
+    assert ns_flops(64, 256, 2) == 26 * 64**3
+
+
+def test_what_bounds_a_step():
+    made = module.model_plan(MODELS["gpt2"], (8,), "ddp", RATES, 5)
+    rates = {"exchanges": {"link": 1e3}, "elementwise passes": {"memory": 1e3}, "chains": {"ns_flops": 1e3}}
+    for bound, change in rates.items():
+        fast = RATES._replace(ns_flops=1e15, ns_elements=1e15, chain_seconds=0.0, link=1e15, memory=1e15)
+        assert module.simulate(made, steps=5, hardware=fast._replace(**change)).bound == bound
+    many = module.model_plan(MODELS["gpt2"], (1024,), "fsdp", RATES, 5)
+    assert module.simulate(many, steps=5, hardware=RATES._replace(link=1e12)).bound == "the largest matrix"
+
+
+def test_rates_are_those_of_the_measured_table():
+    """One column of a results file, thirteen shapes and batches from 0.1 to 17 ms."""
+    measured = calibrate.captured_times(RESULTS / "orthogonalize-h100.json", "ours-cuda")
+    chain, flops, elements, errors = calibrate.fit(measured)
+    rates = HARDWARE["cuda"]
+    assert (rates.chain_seconds, rates.ns_flops, rates.ns_elements) == pytest.approx((chain, flops, elements), rel=0.01)
+    assert len(errors) == 13 and abs(errors).max() < 0.08
 
 
 @pytest.mark.parametrize("layout", module.LAYOUTS)
 @pytest.mark.parametrize("model", ["gpt2", "llama-8b"])
 def test_no_step_is_faster_than_its_parts(layout, model):
     hardware = HARDWARE["cuda"]
-    made = module.model_plan(model, (4, 2), layout, hardware, 5)
+    made = module.model_plan(MODELS[model], (4, 2), layout, hardware, 5)
     predicted = module.simulate(made, steps=5, hardware=hardware)
     assert predicted.step >= max(predicted.chains, predicted.largest, predicted.elementwise, predicted.exchanges * 0.99)
     assert predicted.step <= 1.01 * (predicted.chains * made.waves + predicted.exchanges + predicted.elementwise * 2)
@@ -37,7 +80,7 @@ def test_no_step_is_faster_than_its_parts(layout, model):
 def test_waves_overlap():
     """With many waves exchanges hide behind chains, all but the first and the last."""
     hardware = RATES._replace(memory=1e15)
-    made = module.model_plan("gpt2", (2,), "fsdp", hardware, 5)
+    made = module.model_plan(MODELS["gpt2"], (2,), "fsdp", hardware, 5)
     many = plan(made.mesh, made.parameters, steps=5, element_size=2, hardware=hardware, wave_bytes=2 * 2**20)
     assert many.waves > 4
     one, overlapped = (module.simulate(m, steps=5, hardware=hardware).step for m in (made, many))
@@ -45,11 +88,11 @@ def test_waves_overlap():
 
 
 def test_one_rank_exchanges_nothing():
-    made = module.model_plan("gpt2", (1,), "fsdp", RATES, 5)
+    made = module.model_plan(MODELS["gpt2"], (1,), "fsdp", RATES, 5)
     predicted = module.simulate(made, steps=5, hardware=RATES)
     assert predicted.exchanges == predicted.sent == 0
-    flops = sum(ns_flops(*shape, 5) for shape in MODELS["gpt2"].shapes().values())
-    assert predicted.step == pytest.approx(flops / 1e12 + 24 * 12 * 12 * 768**2 / 1e10)
+    flops, elements = sum(ns_flops(*shape, 5) for shape in MODELS["gpt2"].shapes().values()), 12 * 12 * 768**2
+    assert predicted.step == pytest.approx(flops / 1e12 + elements / 1e9 + made.waves * 1e-4 + 24 * elements / 1e10)
 
 
 def test_models_have_the_elements_that_they_are_named_for():
@@ -61,9 +104,11 @@ def test_models_have_the_elements_that_they_are_named_for():
 def test_command_line(capsys):
     module.main(["--model", "llama-70b", "--mesh", "32x8", "--link", "45"])
     text = capsys.readouterr().out
-    assert "ranks         256" in text and "UNCALIBRATED" in text and "bound by" in text
-    module.main(["--model", "gpt2", "--mesh", "1024"])
-    assert "warning: 1024 peers" in capsys.readouterr().out
+    assert "ranks         256" in text and "UNCALIBRATED" not in text and "one H100" in text and "bound by" in text
+    assert "assumed       45 GB/s a rank" in text
+    module.main(["--model", "gpt2", "--mesh", "1024", "--tflops", "100"])
+    text = capsys.readouterr().out
+    assert "warning: 1024 peers" in text and "UNCALIBRATED" in text
 
 
 @pytest.mark.parametrize(

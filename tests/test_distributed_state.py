@@ -77,3 +77,12 @@ def test_training_follows_one_process(ranks, kind):
     assert expected[-1] < 0.7 * expected[0]
     for losses in ranks(4).run(jobs.trained, kind):
         assert losses == pytest.approx(expected, rel=1e-5)  # measured: at most 1.6e-7
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "HSDP", "DDP, state in rows"])
+def test_accumulated_and_clipped_gradients_follow_one_process(ranks, kind):
+    """Two micro-batches without communication between them are one batch; a norm is that of all shards."""
+    expected = jobs.trained("alone", clip=0.5)
+    assert expected != jobs.trained("alone")
+    for losses in ranks(4).run(jobs.trained, kind, 2, 0.5):
+        assert losses == pytest.approx(expected, rel=1e-5)

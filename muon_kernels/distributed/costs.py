@@ -1,4 +1,4 @@
-"""What a plan weighs: Newton-Schulz work against traffic. Rates are data; none of them has been measured yet."""
+"""What a plan weighs: Newton-Schulz work against traffic. Rates are data; `python -m bench.calibrate` fits them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import NamedTuple
 class Hardware(NamedTuple):
     """Rates of one rank.
 
-    ns_flops: floating-point operations a second of a Newton-Schulz chain.
-    matrix_seconds: what a matrix costs whatever its size (launches).
+    ns_flops: floating-point operations a second of a Newton-Schulz chain, counted as `ns_flops` does.
+    ns_elements: elements a second of what passes over a matrix once besides its chain (norm, division, copies).
+    chain_seconds: what the chains that run together cost whatever their sizes (latencies of products that wait for
+        one another).
     link: bytes a second that a rank sends, and at the same time receives.
     memory: bytes a second of the elementwise passes.
     collective_seconds, peer_seconds: what a collective costs whatever its size, and for each peer.
-    measured: where the rates were measured; empty: nowhere, so that predictions are uncalibrated.
+    measured: where the rates of a rank by itself were measured; empty: nowhere, so that predictions are uncalibrated.
+        Those of links and collectives are assumptions everywhere.
     """
 
     ns_flops: float
-    matrix_seconds: float
+    ns_elements: float
+    chain_seconds: float
     link: float
     memory: float
     collective_seconds: float
@@ -26,23 +30,34 @@ class Hardware(NamedTuple):
 
 
 HARDWARE: dict[str, Hardware] = {
-    "cpu": Hardware(5e10, 1e-5, 1e9, 1e10, 2e-4, 1e-5),
-    "cuda": Hardware(6.5e14, 1e-5, 3e11, 3e12, 2e-5, 1e-6),
+    "cpu": Hardware(5e10, 1e9, 1e-5, 1e9, 1e10, 2e-4, 1e-5),
+    "cuda": Hardware(
+        ns_flops=6.5e14,
+        ns_elements=6.1e10,
+        chain_seconds=7.2e-5,
+        link=3e11,
+        memory=2.7e12,
+        collective_seconds=2e-5,
+        peer_seconds=1e-6,
+        measured="one H100 80GB HBM3 (bench/results/orthogonalize-h100.json, elementwise-h100.json)",
+    ),
 }
-"""Orders of magnitude by device type: what the planner decides with. Every rank must see the same numbers."""
+"""By device type: what the planner decides with. Every rank must see the same numbers. "cpu": orders of magnitude."""
 
 
 def ns_flops(rows: int, cols: int, steps: int) -> float:
-    """FLOPs of the standard chain with full products: steps (4 m^2 n + 2 m^3), m the shorter side."""
+    """Fewest FLOPs of a chain whose symmetric products take half the work: steps (3 m^2 n + m^3) of the standard one,
+    or (4 steps - 6) m^3 + 6 m^2 n of the Gram one with a restart if that is cheaper; m is the shorter side."""
     m, n = min(rows, cols), max(rows, cols)
-    return steps * (4.0 * m * m * n + 2.0 * m**3)
+    standard = steps * (3.0 * m * m * n + m**3)
+    return min(standard, (4.0 * steps - 6.0) * m**3 + 6.0 * m * m * n) if steps > 2 else standard
 
 
 def ns_seconds(rows: int, cols: int, steps: int, hardware: Hardware) -> float:
-    """Predicted time of one matrix's chain."""
-    return hardware.matrix_seconds + ns_flops(rows, cols, steps) / hardware.ns_flops
+    """Predicted time that one matrix adds to the chains that run together."""
+    return ns_flops(rows, cols, steps) / hardware.ns_flops + rows * cols / hardware.ns_elements
 
 
 def cheaper_redundant(rows: int, cols: int, steps: int, element_size: int, hardware: Hardware) -> bool:
     """Whether every replica multiplies a matrix sooner than its result travels; both sides without their constants."""
-    return ns_flops(rows, cols, steps) / hardware.ns_flops < rows * cols * element_size / hardware.link
+    return ns_seconds(rows, cols, steps, hardware) < rows * cols * element_size / hardware.link

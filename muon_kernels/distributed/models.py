@@ -23,6 +23,11 @@ class Transformer(NamedTuple):
         return {f"{i}.{name}": shape for i in range(self.layers) for name, shape in layer.items()}
 
 
+def is_row_wise(name: str) -> bool:
+    """Whether tensor parallelism cuts this matrix's columns, the inputs that the matrix before it left on the ranks."""
+    return name.endswith((".o", ".down"))
+
+
 MODELS = {
     "gpt2": Transformer(12, 768, 768, 3072, gated=False),
     "llama-8b": Transformer(32, 4096, 1024, 14336),

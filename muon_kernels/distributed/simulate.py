@@ -11,13 +11,9 @@ import numpy as np
 
 from .costs import HARDWARE, Hardware, ns_seconds
 from .layout import Mesh, Parameter, Placement, elements
-from .models import MODELS
+from .models import MODELS, Transformer, is_row_wise
 from .plan import DEFAULT_WAVE_BYTES, Plan, plan
 from .traffic import moved
-
-PROLOGUE_BYTES, APPLY_BYTES = 14, 10
-"""Bytes of an element that the elementwise passes read and write: float32 parameters, gradients and momentum, 16-bit
-results. Prologue: gradient, momentum twice, result; apply: parameter twice, result."""
 
 LAYOUTS = ("fsdp", "hsdp", "tp", "ddp")
 
@@ -29,7 +25,7 @@ class Prediction:
     """Seconds of one step, and what they are made of.
 
     step: with exchanges under way while chains run, as `BucketStep` runs them.
-    chains: of the rank that has the most; mean_chains: on average; largest: of the costliest matrix.
+    chains: of the rank that has the most; mean_chains: on average; largest: of the costliest matrix by itself.
     exchanges: if nothing else ran. elementwise: of the rank that has the most.
     sent: bytes of the rank that sends the most.
     """
@@ -45,18 +41,21 @@ class Prediction:
     @property
     def bound(self) -> str:
         """What takes most of the step."""
-        if self.exchanges > self.chains:
-            return "exchanges"
+        if max(self.exchanges, self.elementwise) > self.chains:
+            return "exchanges" if self.exchanges > self.elementwise else "elementwise passes"
         return "the largest matrix" if self.largest > 0.9 * self.chains > 1.1 * self.mean_chains else "chains"
 
 
-def simulate(made: Plan, *, steps: int, hardware: Hardware) -> Prediction:
+def simulate(made: Plan, *, steps: int, hardware: Hardware, storage_size: int = 4) -> Prediction:
     """A prediction by rates: every exchange takes as long as its busiest rank, every wave as its busiest owner.
 
     Args:
         steps: length of the Newton-Schulz chain.
         hardware: rates; unless `hardware.measured` says where they were measured, the result is uncalibrated.
+        storage_size: bytes of an element of parameters, gradients and momenta.
     """
+    # The prologue reads gradient and momentum and writes momentum and result; apply reads both, writes the parameter.
+    prologue, apply = 3 * storage_size + made.element_size, 2 * storage_size + made.element_size
     ranks = made.mesh.size
     traffic = np.zeros((made.waves, 3, 2, ranks))
     chains, elementwise = np.zeros((made.waves, ranks)), np.zeros((made.waves, ranks))
@@ -65,17 +64,19 @@ def simulate(made: Plan, *, steps: int, hardware: Hardware) -> Prediction:
         seconds = ns_seconds(a.matrix.rows, a.matrix.cols, steps, hardware)
         chains[a.wave, made.owners(a)] += seconds
         parameter = made.parameters[a.parameter]
-        for placements, size in ((parameter.state, PROLOGUE_BYTES), (parameter.param, APPLY_BYTES)):
+        for placements, size in ((parameter.state, prologue), (parameter.param, apply)):
             elementwise[a.wave] += elements(parameter, a.matrix, placements, made.mesh) * size / hardware.memory
+    chains += hardware.chain_seconds * (chains > 0)
     fixed = hardware.collective_seconds + hardware.peer_seconds * (ranks - 1)
     transfers = traffic.max(axis=(2, 3), initial=0) / hardware.link
     transfers += fixed * (transfers > 0)
     busy = (chains + elementwise).max(axis=1, initial=0)
     return Prediction(
         step=_pipelined(transfers, busy),
-        chains=max(made.loads, default=0.0),
-        mean_chains=sum(made.loads) / ranks,
-        largest=max((ns_seconds(a.matrix.rows, a.matrix.cols, steps, hardware) for a in made.assignments), default=0.0),
+        chains=float(chains.sum(axis=0).max(initial=0)),
+        mean_chains=float(chains.sum() / ranks),
+        largest=hardware.chain_seconds
+        + max((ns_seconds(a.matrix.rows, a.matrix.cols, steps, hardware) for a in made.assignments), default=0.0),
         exchanges=float(transfers.sum()),
         elementwise=float(elementwise.sum(axis=0).max(initial=0)),
         sent=float(traffic[:, :, 0].sum(axis=(0, 1)).max(initial=0)),
@@ -102,8 +103,8 @@ def _pipelined(transfers: np.ndarray, busy: np.ndarray) -> float:
     return max(processor, link + (pending[1] if pending else 0.0))
 
 
-def model_plan(model: str, sides: Sequence[int], layout: str, hardware: Hardware, steps: int) -> Plan:
-    """A plan for a model of `MODELS` in 16 bit.
+def model_plan(model: Transformer, sides: Sequence[int], layout: str, hardware: Hardware, steps: int) -> Plan:
+    """A plan for a model whose updates travel in 16 bit.
 
     Args:
         sides: of the mesh; "hsdp" copies along the first and cuts along the last, "tp" cuts rows along the first, by
@@ -113,15 +114,15 @@ def model_plan(model: str, sides: Sequence[int], layout: str, hardware: Hardware
     if layout in ("hsdp", "tp") and len(sides) != 2:
         raise ValueError(f"layout {layout!r} needs a mesh of two sides, got {'x'.join(map(str, sides))}")
     parameters = []
-    for name, shape in MODELS[model].shapes().items():
+    for name, shape in model.shapes().items():
         placements: tuple[Placement, ...] = (Placement(0),)
         if layout == "ddp":
             placements = (Placement(),)
         elif layout == "hsdp":
             placements = (Placement(), Placement(0))
         elif layout == "tp":
-            row_wise = name.endswith((".o", ".down"))
-            placements = (Placement(0), Placement(1)) if row_wise else (Placement(0, sides[1]), Placement(0))
+            row_wise = (Placement(0), Placement(1))
+            placements = row_wise if is_row_wise(name) else (Placement(0, sides[1]), Placement(0))
         parameters.append(Parameter(name, shape, placements, placements, ((shape[0],), (shape[1],))))
     return plan(mesh, parameters, steps=steps, element_size=2, hardware=hardware, wave_bytes=DEFAULT_WAVE_BYTES)
 
@@ -141,7 +142,10 @@ def report(made: Plan, predicted: Prediction, hardware: Hardware) -> str:
     ]
     if any(a.gathers for a in made.assignments) and made.mesh.size > MANY_PEERS:
         lines.append(f"warning: {made.mesh.size} peers in one all-to-all; more than {MANY_PEERS} have not been tried")
-    lines.append(f"rates: {hardware.measured or 'UNCALIBRATED, orders of magnitude that nobody measured'}")
+    lines.append(f"rates         {hardware.measured or 'UNCALIBRATED, orders of magnitude that nobody measured'}")
+    lines.append(
+        f"assumed       {hardware.link / 1e9:g} GB/s a rank, {hardware.collective_seconds * 1e6:g} us a collective"
+    )
     return "\n".join(lines)
 
 
@@ -153,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, default="fsdp")
     parser.add_argument("--hardware", choices=sorted(HARDWARE), default="cuda")
     parser.add_argument("--link", type=float, help="GB/s that a rank sends; default: the hardware's")
-    parser.add_argument("--tflops", type=float, help="TFLOP/s of a chain; default: the hardware's")
+    parser.add_argument("--tflops", type=float, help="TFLOP/s of a chain; default: the hardware's, as measured")
     parser.add_argument("--steps", type=int, default=5, help="length of the Newton-Schulz chain")
     options = parser.parse_args(arguments)
     try:
@@ -162,10 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError("every number must be positive")
         hardware = HARDWARE[options.hardware]
         if options.link is not None:
-            hardware = hardware._replace(link=options.link * 1e9, measured="")
+            hardware = hardware._replace(link=options.link * 1e9)
         if options.tflops is not None:
             hardware = hardware._replace(ns_flops=options.tflops * 1e12, measured="")
-        made = model_plan(options.model, sides, options.layout, hardware, options.steps)
+        made = model_plan(MODELS[options.model], sides, options.layout, hardware, options.steps)
     except ValueError as error:
         parser.error(str(error))
     print(report(made, simulate(made, steps=options.steps, hardware=hardware), hardware))
