@@ -41,7 +41,7 @@ from .shared_results import SharedResults
 
 GATE = 0.05
 """Length of the difference over that of the way which parameters have gone. Of ours none is expected; two orders of
-summation in torch.optim.Muon's bfloat16 chain gave 0.012 to 0.021 with gloo; a shard taken for a matrix gives about 1."""
+summation in torch.optim.Muon's bfloat16 chain gave 0.012 to 0.021 with gloo."""
 
 CHECK_STEPS = 5
 UNEVEN = [(1, 9), (7, 5), (5, 33), (3, 24), (33, 7)]
