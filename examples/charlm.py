@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     preset = PRESETS[options.preset]
     preset = replace(preset, steps=options.steps or preset.steps)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
     # On two cores with other work a second thread is waited for: 400 steps of AdamW took 178 s instead of 28 s.
     torch.set_num_threads(1)

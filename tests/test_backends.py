@@ -51,18 +51,18 @@ def test_several_names_mean_the_first_that_can():
         muon_kernels.use_backend("cuda,cublas").__enter__()
 
 
-def test_auto_takes_only_what_is_listed_for_it(monkeypatch):
-    """An op that a backend could run, but that "auto" does not list, goes on down the list and says so."""
-    monkeypatch.setattr(backends._backend("triton"), "unavailable_reason", lambda *args: None)
-    monkeypatch.setattr(backends._backend("cuda"), "unavailable_reason", lambda *args: None)
-    monkeypatch.setattr(backends, "AUTO_OPS", backends.AUTO_OPS | {"cuda": ("prologue", "apply")})
+def test_auto_goes_down_the_list_op_by_op(monkeypatch):
     cuda = torch.device("cuda", 0)
-    assert backends.select("gemm_add", cuda, ()) is reference.gemm_add
+    monkeypatch.setattr(
+        backends._backend("cuda"), "unavailable_reason", lambda op, *_: None if op == "apply" else "no such card"
+    )
+    monkeypatch.setattr(backends._backend("triton"), "unavailable_reason", lambda op, *_: "no such op")
     assert backends.select("apply", cuda, ()) is backends._backend("cuda").apply
-    assert "cuda: runs only when it is asked for by name" in muon_kernels.explain("cpu")
-    with muon_kernels.use_backend("cuda"):
-        assert backends.select("gemm_add", cuda, ()) is backends._backend("cuda").OPS["gemm_add"]
-    assert set(backends.AUTO_OPS) == set(backends.NAMES)
+    assert backends.select("gemm_add", cuda, ()) is reference.gemm_add
+    monkeypatch.setattr(backends._backend("triton"), "unavailable_reason", lambda *_: None)
+    assert backends.select("gemm_add", cuda, ()) is backends._backend("triton").OPS["gemm_add"]
+    with muon_kernels.use_backend("cuda"), pytest.raises(backends.BackendUnavailable, match="cuda: no such card"):
+        backends.select("gemm_add", cuda, ())
 
 
 def test_use_backend_ends_with_its_block_and_stays_in_its_thread():

@@ -27,10 +27,6 @@ NAMES = ("cuda", "triton", "reference")
 
 OP_NAMES = ("prologue", "sum_squares", "normalize", "symm_gemm", "gemm_add", "chains", "gemm_apply", "apply")
 
-AUTO_OPS = {"cuda": OP_NAMES, "triton": (), "reference": OP_NAMES}
-"""What "auto" chooses from: the ops whose own tests have passed on a GPU. The others run when their backend is asked
-for by name."""
-
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("muon_kernels_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
 
@@ -77,7 +73,7 @@ def select(op: str, device: torch.device, lists: TensorLists) -> Callable[..., N
     request = requested()
     refusals = []
     for name in NAMES if request == "auto" else request.split(","):
-        reason = _refusal(name, op, device, lists, auto=request == "auto")
+        reason = _refusal(name, op, device, lists)
         if reason is None:
             return _backend(name).OPS[op]
         refusals.append(f"{name}: {reason}")
@@ -99,7 +95,7 @@ def explain(device: torch.device | str | None = None) -> str:
     request = requested()
     lines = [f"device {label}, backend requested: {request}", f"{'op':<11} {'runs on':<11} refused by"]
     for op in OP_NAMES:
-        refusals = {n: r for n in NAMES if (r := _refusal(n, op, where, (), auto=request == "auto"))}
+        refusals = {n: r for n in NAMES if (r := _refusal(n, op, where, ()))}
         try:
             chosen = select(op, where, ())
             runner = next(n for n in NAMES if _backend(n).OPS.get(op) is chosen)
@@ -109,10 +105,8 @@ def explain(device: torch.device | str | None = None) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _refusal(name: str, op: str, device: torch.device, lists: TensorLists, *, auto: bool) -> str | None:
+def _refusal(name: str, op: str, device: torch.device, lists: TensorLists) -> str | None:
     reason: str | None = _backend(name).unavailable_reason(op, device, lists)
-    if reason is None and auto and op not in AUTO_OPS[name]:
-        reason = "runs only when it is asked for by name"
     return reason
 
 
