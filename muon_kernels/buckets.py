@@ -48,34 +48,43 @@ def build_buckets(
     scales: dict[tuple[torch.Size, torch.Size], float] = {}  # few shapes, many parameters
     layout, normalizer = group["layout"], group["normalizer"]
     for p, target in zip(params, targets, strict=True):
-        grad = p.grad
+        grad, state = p.grad, states[p]
         assert grad is not None
-        state = states[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(
+        momentum = state.get("momentum_buffer")
+        if momentum is None:
+            state["momentum_buffer"] = momentum = torch.zeros_like(
                 grad, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
             )
         if layout is not None:
             grad = ordered_like(target, grad)
-            state["momentum_buffer"] = ordered_like(target, state["momentum_buffer"])
-        momentum = state["momentum_buffer"]
-        if not p.numel():
+            state["momentum_buffer"] = momentum = ordered_like(target, momentum)
+        shape = p.shape
+        if 0 in shape:
             continue
         key = (p.device, target.dtype, grad.dtype, momentum.dtype)
         bucket = buckets.get(key)
         if bucket is None:
             bucket = buckets[key] = Bucket([], [], [], [], [])
-        views = split(target, layout)
-        bucket.params.extend(views)
-        bucket.grads.extend(split(grad, layout))
-        bucket.momenta.extend(split(momentum, layout))
         if normalizer is not None:
             bucket.moments.extend(normalizer.moments(state, target, layout))
+        if (
+            layout is None
+        ):  # one matrix, which `split` would return: most parameters, and this runs for each in each step
+            views = [target]
+            bucket.params.append(target)
+            bucket.grads.append(grad)
+            bucket.momenta.append(momentum)
+        else:
+            views = split(target, layout)
+            bucket.params.extend(views)
+            bucket.grads.extend(split(grad, layout))
+            bucket.momenta.extend(split(momentum, layout))
         for matrix in views:
-            shapes = (p.shape, matrix.shape)
-            if shapes not in scales:
-                scales[shapes] = lr_scale(group, p, matrix.shape)
-            bucket.scales.append(scales[shapes])
+            shapes = (shape, matrix.shape)
+            scale = scales.get(shapes)
+            if scale is None:
+                scale = scales[shapes] = lr_scale(group, p, matrix.shape)
+            bucket.scales.append(scale)
     return list(buckets.values())
 
 

@@ -143,4 +143,4 @@ def rows_of(numbers: Sequence[int], width: int) -> list[Sequence[int]]:
 def view(workspace: Tensor, buffer: Sequence[int]) -> Tensor:
     """[batch, rows, cols] of a workspace of the program's dtype, for the buffer's BUFFER_FIELDS integers."""
     offset, batch, rows, cols, batch_stride, row_stride = buffer
-    return workspace[offset : offset + batch * batch_stride].view(batch, rows, row_stride)[:, :, :cols]
+    return workspace[offset:].as_strided((batch, rows, cols), (batch_stride, row_stride, 1))
