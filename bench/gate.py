@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from muon_kernels.coefficients import Row
+from muon_kernels.squaring import Stage
 
 FACTOR = 2.0
 FLOOR = 0.01
@@ -32,6 +33,7 @@ class Promise:
     """The function of its input that a provider claims to compute.
 
     rows: (a, b, c) of every step.
+    stages: those of a squaring chain, which follow.
     norm_factor: the Frobenius norm is taken this much larger.
     rescale: "frobenius", or "aol" for rows divided by the root of their Gram matrix's absolute row sums.
     """
@@ -39,6 +41,7 @@ class Promise:
     rows: tuple[Row, ...]
     norm_factor: float = 1.0
     rescale: Literal["frobenius", "aol"] = "frobenius"
+    stages: tuple[Stage, ...] = ()
 
     def evaluate(self, g: Tensor, dtype: torch.dtype) -> Tensor:
         """The promised result for [batch, rows, cols] in plain torch: every product and sum rounded to `dtype`."""
@@ -52,6 +55,12 @@ class Promise:
         for a, b, c in self.rows:
             gram = x @ x.mT
             x = a * x + (b * gram + c * gram @ gram) @ x
+        for stage in self.stages:
+            m = second = stage.gram * (x @ x.mT)
+            for j, (alpha, beta) in enumerate(stage.squares):
+                m = alpha * (m @ m) + beta * m
+                second = m if j == 0 else second
+            x = stage.delta * x + (m + stage.gamma * second) @ x
         return x if wide else x.mT
 
 

@@ -26,6 +26,8 @@ from bench.peers.base import promise
 from bench.peers.baselines import newton_schulz, svd
 from bench.results import best_peer, geometric_mean, load
 from bench.timing import DeviceClock
+from muon_kernels import orthogonalize
+from muon_kernels.squaring import STAGES
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -131,6 +133,11 @@ def test_gate_refuses_another_polynomial_and_another_factor(g: torch.Tensor) -> 
     flipped[1] *= -1
     with pytest.raises(GateRefused, match="trace"):
         Judge(g).check(flipped, None)
+
+
+def test_promise_of_a_squaring_chain(g: torch.Tensor) -> None:
+    expected = orthogonalize(g, method="squaring", compute_dtype=torch.float64)
+    torch.testing.assert_close(Promise((), stages=STAGES).evaluate(g.double(), torch.float64).to(g.dtype), expected)
 
 
 def test_promise_with_rescaled_rows_is_the_same_in_both_orientations(g: torch.Tensor) -> None:

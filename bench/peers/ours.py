@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from muon_kernels import Muon, backends, orthogonalize, scaling, use_backend
+from muon_kernels.squaring import STAGES
 
+from ..gate import Promise
 from .base import LR, WEIGHT_DECAY, Orthogonalizer, Stepper, promise
+
+SQUARING = Promise((), stages=STAGES)
+"""Another polynomial than the other columns': as accurate as Polar Express, with fewer products."""
 
 
 def _on(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,6 +35,10 @@ def _on(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _build(params: list[Parameter]) -> Muon:
     return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY)
+
+
+def _build_squaring(params: list[Parameter]) -> Muon:
+    return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY, method="squaring")
 
 
 def _orthogonalizer(backend: str) -> Orthogonalizer:
@@ -56,9 +66,26 @@ def _tier(backend: str) -> int:
 ORTHOGONALIZERS = [
     Orthogonalizer("ours", promise(), ours=True, tier=0, load=lambda: orthogonalize),
     *map(_orthogonalizer, backends.NAMES),
+    Orthogonalizer(
+        "ours-squaring",
+        SQUARING,
+        ours=True,
+        tier=0,
+        comparable=False,
+        load=lambda: partial(orthogonalize, method="squaring"),
+    ),
 ]
 
 STEPPERS = [
     Stepper("ours", promise(), ours=True, tier=0, build=_build, rule=scaling.original),
     *map(_stepper, backends.NAMES),
+    Stepper(
+        "ours-squaring",
+        SQUARING,
+        ours=True,
+        tier=0,
+        comparable=False,
+        build=_build_squaring,
+        rule=scaling.original,
+    ),
 ]
