@@ -223,8 +223,9 @@ void bind_products(py::module_& m) {
         size_t first = 0;
         for (const GemmApplyFields& f : list) {
           const auto matrices = [&f](int i) { return MatrixBatch{pointer<void>(f[i]), f[i + 1], f[i + 2], f[i + 3]}; };
-          items.push_back({f[0], f[1], f[2], f[3], matrices(4), matrices(8), &views.at(first), &scales.at(first),
-                           static_cast<float>(alpha)});
+          // Not `at`: an empty batch may end the list.
+          items.push_back({f[0], f[1], f[2], f[3], matrices(4), matrices(8), views.data() + first,
+                           scales.data() + first, static_cast<float>(alpha)});
           first += static_cast<size_t>(f[0]);
         }
         const ApplyArgs args{static_cast<DType>(param_dtype),

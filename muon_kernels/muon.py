@@ -256,7 +256,7 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [
-            (group, [p for p in group["params"] if p.grad is not None and p not in self._shares])
+            (group, self._shares.without([p for p in group["params"] if p.grad is not None]))
             for group in self.param_groups
         ]
 
@@ -310,7 +310,7 @@ class Muon(Optimizer):
         device = bucket.params[0].device
         compute = group["compute_dtype"] or default_compute_dtype(device)
         rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
-        shapes = tuple((p.shape[0], p.shape[1]) for p in bucket.params)
+        shapes = tuple([(rows, cols) for rows, cols in [p.shape for p in bucket.params]])
         need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
         for wave in plan_waves(shapes, tuple(need[s] for s in shapes), self._workspace_bytes(device)):
             self._step_wave(group, bucket.select(wave.order), wave, rows, compute, amp.on(device))

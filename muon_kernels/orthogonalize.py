@@ -121,7 +121,8 @@ class Orthogonalizer:
             self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype)
             self.factored = None not in self._plan.factors
             self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
-            self.inputs = [view(self._workspace.view(raw_dtype), buffer) for buffer in self._plan.inputs]
+            raw = self._workspace.view(raw_dtype)
+            self.inputs = [view(raw, buffer) for buffer in self._plan.inputs]
 
     def factors(
         self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float

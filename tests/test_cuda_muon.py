@@ -9,6 +9,7 @@ from torch import nn
 import muon_kernels
 from muon_kernels import Muon, orthogonalize
 from muon_kernels.coefficients import resolve_coefficients
+from muon_kernels.orthogonalize import resolve_method
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, polynomial_oracle
 
 pytestmark = pytest.mark.gpu
@@ -68,18 +69,21 @@ def test_gpu_equals_cpu(dtype, method):
 @pytest.mark.parametrize("preset", ["original", "quintic", "polar_express_1.05"])
 @pytest.mark.parametrize("shape", [(256, 256), (256, 1024), (1024, 256), (200, 333)])
 def test_default_precision_over_the_zoo(shape, preset):
-    """float16 on the GPU errs no more than the plain bfloat16 chain that torch.optim.Muon runs."""
+    """float16 on the GPU errs no more than the plain bfloat16 chain that torch.optim.Muon runs; under Polar Express the
+    Gram chain up to three times as much (see test_errs_no_more_than_plain_torch in tests/test_cuda_chains.py)."""
     rows = resolve_coefficients(preset, 5)
+    gram = resolve_method("auto", *shape, len(rows), torch.float16) == "gram"
+    factor = 3.0 if gram and preset.startswith("polar_express") else 1.0
     for spectrum in SPECTRA.values():
         g = matrix_with_spectrum(*shape, spectrum(min(shape)))
         x = (g / g.norm()).cuda().bfloat16()
         x = x.mT if shape[0] > shape[1] else x
         for a, b, c in rows:
-            gram = x @ x.mT
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            g2 = x @ x.mT
+            x = torch.addmm(x, torch.addmm(g2, g2, g2, beta=b, alpha=c), x, beta=a)
         plain = x.mT if shape[0] > shape[1] else x
         out = orthogonalize(g.cuda().float(), ns_coefficients=preset)
-        assert_error_ratio(out.cpu(), plain.cpu(), polynomial_oracle(g, rows), factor=1.0, floor=2e-2)
+        assert_error_ratio(out.cpu(), plain.cpu(), polynomial_oracle(g, rows), factor=factor, floor=2e-2)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -63,8 +63,9 @@ class Shares:
         self._lines: dict[dist.ProcessGroup, DeviceMesh] = {}
         self._buckets: dict[Any, Bucket] = {}
 
-    def __contains__(self, param: Tensor) -> bool:
-        return param in self._members
+    def without(self, params: list[Tensor]) -> list[Tensor]:
+        """Those of `params` that no other rank holds."""
+        return [p for p in params if p not in self._members] if self._members else params
 
     def adopt(self, group: dict[str, Any], names: Sequence[str], shared: Shared | None) -> None:
         """Takes over those parameters of a group that several ranks hold.
