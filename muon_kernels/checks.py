@@ -11,6 +11,7 @@ from torch import Tensor
 from .coefficients import resolve_coefficients
 from .matrices import freeze_layout
 from .orthogonalize import check_coefficients, check_options
+from .preconditioning import check_preconditioning
 from .scaling import resolve_rule
 from .variants.normalizers import check_normalizer
 from .variants.weight_decay import check_rule
@@ -43,6 +44,7 @@ def check_muon(options: dict[str, Any]) -> None:
         options["safety_factor"],
         options["compute_dtype"] or torch.float32,
     )
+    check_preconditioning(options["preconditioning"], options["method"])
     _check_dtype("momentum_dtype", options["momentum_dtype"])
     check_normalizer(options["normalizer"])
     check_rule(options["weight_decay_rule"])

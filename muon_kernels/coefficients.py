@@ -120,6 +120,16 @@ PRESETS: dict[str, Preset] = {
         ),
         source="https://arxiv.org/abs/2506.10935 (as in Emerging-Optimizers)",
     ),
+    "turbo": Preset(
+        rows=(
+            (4.6051, -9.6552, 5.6769),
+            (4.7505, -6.0861, 2.1790),
+            (2.7763, -2.3190, 0.5523),
+            (2.4231, -2.2861, 0.8193),
+        ),
+        source="https://arxiv.org/abs/2512.04632 (as in flash-newton-schulz and dion)",
+        note='four steps, for preconditioning="aol"',
+    ),
     "deepseek_v4": Preset(
         rows=(ORIGINAL,) * 8 + ((2.0, -1.5, 0.5),) * 2,
         source="Emerging-Optimizers, preset deepseekv4",

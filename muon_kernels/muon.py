@@ -27,6 +27,7 @@ from .orthogonalize import (
     default_compute_dtype,
     scratch_bytes,
 )
+from .preconditioning import Preconditioning
 from .report import parameter_table
 from .scaling import Rule
 from .variants import Normalizer, WeightDecayRule
@@ -75,6 +76,7 @@ class Muon(Optimizer):
             "max_dim", "constant", or a function of the shape.
         method: "auto", "standard", "gram", "squaring" or "svd"; see `orthogonalize`.
         safety_factor: the norm is taken this much larger.
+        preconditioning: "frobenius" or "aol"; see `orthogonalize`.
         compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
         momentum_dtype: dtype of the momentum buffers; default: that of the gradient (of a parameter that several ranks
             share: its own).
@@ -118,6 +120,7 @@ class Muon(Optimizer):
         *,
         method: Method = "auto",
         safety_factor: float = 1.0,
+        preconditioning: Preconditioning = "frobenius",
         compute_dtype: torch.dtype | None = None,
         momentum_dtype: torch.dtype | None = None,
         master_dtype: torch.dtype | None = None,
@@ -140,6 +143,7 @@ class Muon(Optimizer):
             "adjust_lr_fn": adjust_lr_fn,
             "method": method,
             "safety_factor": safety_factor,
+            "preconditioning": preconditioning,
             "compute_dtype": compute_dtype,
             "momentum_dtype": momentum_dtype,
             "master_dtype": master_dtype,
@@ -329,7 +333,14 @@ class Muon(Optimizer):
         amp: _LossScale,
     ) -> None:
         device = matrices.params[0].device
-        chain = Orthogonalizer(wave.groups, rows, method=group["method"], compute_dtype=compute, device=device)
+        chain = Orthogonalizer(
+            wave.groups,
+            rows,
+            method=group["method"],
+            preconditioning=group["preconditioning"],
+            compute_dtype=compute,
+            device=device,
+        )
         sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=device)
         prologue(
             matrices.grads,

@@ -12,6 +12,7 @@ from torch import Tensor
 from .chain import LastProduct, gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
 from .ops import chains, gemm_add, normalize, sum_squares
+from .preconditioning import Preconditioning, aol, check_preconditioning
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
 from .squaring import squaring_chain
 from .workspace import empty_batch, padded
@@ -38,6 +39,7 @@ def orthogonalize(
     ns_steps: int = DEFAULT_STEPS,
     eps: float = DEFAULT_EPS,
     safety_factor: float = 1.0,
+    preconditioning: Preconditioning = "frobenius",
     compute_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -53,6 +55,9 @@ def orthogonalize(
         eps: G is divided by max(safety_factor * ||G||_F, eps): a clamp as in torch.optim.Muon. A zero matrix stays
             zero whatever eps is.
         safety_factor: the norm is taken this much larger.
+        preconditioning: what a chain starts from: G divided by its Frobenius norm, or "aol", its rows (of a tall G its
+            columns) rescaled as well, which needs fewer steps and has another limit (`muon_kernels.preconditioning`);
+            made for `ns_coefficients="turbo", ns_steps=4`.
         compute_dtype: precision of the products; default `default_compute_dtype(G.device)`.
         out_dtype: dtype of the result; default that of G.
 
@@ -70,6 +75,7 @@ def orthogonalize(
     check_coefficients(method, ns_coefficients, ns_steps)
     compute = compute_dtype or default_compute_dtype(G.device)
     check_options(method, eps, safety_factor, compute)
+    check_preconditioning(preconditioning, method)
     out = torch.empty(G.shape, dtype=out_dtype or G.dtype, device=G.device)
     if G.numel() == 0:
         return out
@@ -81,7 +87,9 @@ def orthogonalize(
     sumsq = torch.empty(matrices.shape[0], dtype=torch.float64, device=G.device)
     sum_squares([matrices], sumsq)
     groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
-    chain = Orthogonalizer(groups, rows, method=method, compute_dtype=compute, device=G.device)
+    chain = Orthogonalizer(
+        groups, rows, method=method, preconditioning=preconditioning, compute_dtype=compute, device=G.device
+    )
     (result,) = chain.run([matrices], sumsq, eps=eps, safety_factor=safety_factor, outs=[into])
     if result is not into:
         into.copy_(result)
@@ -94,7 +102,7 @@ class Orthogonalizer:
     Args:
         groups: (count, rows, cols) of each batch of matrices; every number at least 1.
         rows: resolved coefficients, one (a, b, c) a step.
-        method: see `orthogonalize`.
+        method, preconditioning: see `orthogonalize`.
         compute_dtype: dtype of the scratch memory and of the result (of "svd": float32 or float64).
 
     Attributes:
@@ -111,10 +119,12 @@ class Orthogonalizer:
         method: Method,
         compute_dtype: torch.dtype,
         device: torch.device,
+        preconditioning: Preconditioning = "frobenius",
     ) -> None:
         raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
         self._plan: _Plan | None = None
         self.factored = False
+        self._preconditioning = preconditioning
         if method == "svd":
             self.inputs = [empty_batch(*group, raw_dtype, device) for group in groups]
         else:
@@ -173,6 +183,8 @@ class Orthogonalizer:
     ) -> None:
         xs = [view(self._workspace, buffer) for buffer in plan.normalised]
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
+        if self._preconditioning == "aol":
+            aol(xs, [view(self._workspace, buffer) for buffer in plan.grams], safety_factor=safety_factor)
         chains(self._workspace, plan.program)
 
 
@@ -184,12 +196,19 @@ def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method,
 
 
 class _Plan(NamedTuple):
-    """A program, and per group the BUFFER_FIELDS of five buffers: where the normalised X goes, its scratch twin, and of
-    the result factor x (or x, if there is no factor) the two operands and what is free for it."""
+    """A program, and per group the BUFFER_FIELDS of buffers.
+
+    normalised: where the normalised X goes.
+    inputs: its scratch twin.
+    grams: room for one Gram matrix in that twin.
+    factors, xs: the operands of the last product; xs is the result where there is no factor.
+    spares: of the shape of xs and free after all other products.
+    """
 
     program: Program
     normalised: tuple[Sequence[int], ...]
     inputs: tuple[Sequence[int], ...]
+    grams: tuple[Sequence[int], ...]
     factors: tuple[Sequence[int] | None, ...]
     xs: tuple[Sequence[int], ...]
     spares: tuple[Sequence[int], ...]
@@ -206,6 +225,7 @@ def _plan(
         build.chain(count)
         first = len(build.buffers)
         x, spare = (build.buffer(height, width) for _ in range(2))
+        (gram,) = build.carve(spare, min(height, width), 1)
         wide, wide_spare = (x.mT, spare.mT) if height > width else (x, spare)
         chain = resolve_method(method, height, width, len(rows), compute_dtype)
         if chain == "gram":
@@ -218,7 +238,7 @@ def _plan(
             build.gemm_add(last.factor, last.x, last.spare)
             last = LastProduct(None, last.spare, last.x)
         buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)
-        operands = (x, spare, *last)
+        operands = (x, spare, gram, *last)
         chosen.append(tuple(None if operand is None else tuple(buffers[operand.buffer]) for operand in operands))
     return _Plan(build.build(), *zip(*chosen, strict=True))
 

@@ -24,7 +24,7 @@ SCALAR_MAPS = {
     ("polar_express_safer", 8): (0.564877, 1, 1, 1, 1, 1, 1, 1, 1),
 }
 
-# preset: (slope at 0, lowest and highest image of [0.01, 1]), for its own number of steps or five.
+# preset: (slope at 0, lowest and highest image of [0.01, 1]), for its own number of steps.
 BANDS = {
     "original": (485, 0.682, 1.134),
     "quintic": (493, 0.978, 1.032),
@@ -33,6 +33,7 @@ BANDS = {
     "cans": (1049, 0.884, 1.120),
     "deepseek_v4": (79263, 1.000, 1.001),
     "cubic5": (119, 0.774, 1.300),
+    "turbo": (147, 0.941, 1.050),
 }
 
 
@@ -44,7 +45,7 @@ def test_scalar_map(preset, steps):
 
 @pytest.mark.parametrize("preset", BANDS)
 def test_band(preset):
-    rows = resolve_coefficients(preset, 10 if preset == "deepseek_v4" else 5)
+    rows = resolve_coefficients(preset, {"deepseek_v4": 10, "turbo": 4}.get(preset, 5))
     slope, low, high = BANDS[preset]
     safety = 1.02 if preset == "polar_express_dion" else 1.0
     images = [scalar_map((0.01 + 0.99 * i / 9999) / safety, rows) for i in range(10000)]

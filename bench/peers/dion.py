@@ -9,17 +9,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from muon_kernels import scaling
+from muon_kernels.coefficients import PRESETS
 
 from ..gate import Promise
 from .base import LR, WEIGHT_DECAY, Orthogonalize, Orthogonalizer, Stepper, imported, promise
 
-TURBO_ROWS = (
-    (4.6051, -9.6552, 5.6769),
-    (4.7505, -6.0861, 2.1790),
-    (2.7763, -2.3190, 0.5523),
-    (2.4231, -2.2861, 0.8193),
-)
-"""https://arxiv.org/abs/2512.04632"""
+TURBO_ROWS = PRESETS["turbo"].rows
 
 
 def _load() -> Orthogonalize:

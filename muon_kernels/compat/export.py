@@ -59,6 +59,7 @@ def _torch_muon_options(group: dict[str, Any], number: int, states: list[dict[st
         ("normalizer", group["normalizer"] is None, "None"),
         ("weight_decay_rule", group["weight_decay_rule"] == "decoupled", "'decoupled'"),
         ("safety_factor", group["safety_factor"] == 1.0, "1.0"),
+        ("preconditioning", group["preconditioning"] == "frobenius", "'frobenius'"),
         ("method", group["method"] not in ("squaring", "svd"), "a Newton-Schulz chain"),
         ("adjust_lr_fn", group["adjust_lr_fn"] in _TORCH_RULES, f"one of {_TORCH_RULES}"),
         ("ns_coefficients", len(rows) == 1, "one row for all steps"),

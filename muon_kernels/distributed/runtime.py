@@ -39,6 +39,7 @@ AGREED = (
     "adjust_lr_fn",
     "method",
     "safety_factor",
+    "preconditioning",
     "compute_dtype",
     "momentum_dtype",
     "maximize",

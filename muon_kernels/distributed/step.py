@@ -128,7 +128,14 @@ class BucketStep:
         need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
         for part in plan_waves(shapes, tuple(need[s] for s in shapes), self._max_bytes):
             numbers = [owned[i] for i in part.order]
-            chain = Orthogonalizer(part.groups, rows, method=group["method"], compute_dtype=compute, device=self.device)
+            chain = Orthogonalizer(
+                part.groups,
+                rows,
+                method=group["method"],
+                preconditioning=group["preconditioning"],
+                compute_dtype=compute,
+                device=self.device,
+            )
             matrices = [matrix for batch in chain.inputs for matrix in batch.unbind(0)]
             for number, matrix in zip(numbers, matrices, strict=True):
                 for segment in wave.gather.received[number]:
