@@ -38,7 +38,7 @@ def aol(xs: Sequence[Tensor], grams: Sequence[Tensor], *, safety_factor: float) 
         grams: [batch, m, m] for each, m = min(rows, cols), of the same dtype; overwritten.
         safety_factor: singular values end up this much smaller, >= 1.
     """
-    # In float16 the Gram matrix is lifted to the top of the range: rows down to 3e-4 of the norm keep two digits.
+    # In float16 the Gram matrix is lifted to the top of the range: without, rows below 1e-3 of the norm would vanish.
     lift = 2.0**15 if grams[0].dtype == torch.float16 else 1.0
     wide = [x if x.shape[1] <= x.shape[2] else x.mT for x in xs]
     symm_gemm(wide, [x.mT for x in wide], [], list(grams), alpha=lift)
