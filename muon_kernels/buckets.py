@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .matrices import ordered_like, split, step_factor
+from .matrices import Layout, ordered_like, split, step_factor
+from .periodic import block_factor, layout_of_step
 from .scaling import resolve_rule
 
 
@@ -46,7 +47,7 @@ def build_buckets(
     """
     buckets: dict[tuple[Any, ...], Bucket] = {}
     scales: dict[tuple[torch.Size, torch.Size], float] = {}  # few shapes, many parameters
-    layout, normalizer = group["layout"], group["normalizer"]
+    layout, normalizer = layout_of_step(group), group["normalizer"]
     for p, target in zip(params, targets, strict=True):
         grad, state = p.grad, states[p]
         assert grad is not None
@@ -83,11 +84,11 @@ def build_buckets(
             shapes = (shape, matrix.shape)
             scale = scales.get(shapes)
             if scale is None:
-                scale = scales[shapes] = lr_scale(group, p, matrix.shape)
+                scale = scales[shapes] = lr_scale(group, p, layout, matrix.shape)
             bucket.scales.append(scale)
     return list(buckets.values())
 
 
-def lr_scale(group: dict[str, Any], p: Tensor, shape: Sequence[int]) -> float:
-    """What lr is multiplied by for a matrix of `shape` of the parameter `p`."""
-    return resolve_rule(group["adjust_lr_fn"])(shape) * step_factor(p.shape, group["layout"])
+def lr_scale(group: dict[str, Any], p: Tensor, layout: Layout, shape: Sequence[int]) -> float:
+    """What lr is multiplied by for a matrix of `shape` of the parameter `p` in a step with this layout."""
+    return resolve_rule(group["adjust_lr_fn"])(shape) * step_factor(p.shape, layout) * block_factor(group, layout)

@@ -11,6 +11,7 @@ from torch import Tensor
 from .coefficients import resolve_coefficients
 from .matrices import freeze_layout
 from .orthogonalize import check_coefficients, check_options
+from .periodic import check_period
 from .preconditioning import check_preconditioning
 from .scaling import resolve_rule
 from .variants.normalizers import check_normalizer
@@ -44,6 +45,7 @@ def check_muon(options: dict[str, Any]) -> None:
         options["safety_factor"],
         options["compute_dtype"] or torch.float32,
     )
+    check_period(options)
     check_preconditioning(options["preconditioning"], options["method"])
     _check_dtype("momentum_dtype", options["momentum_dtype"])
     check_normalizer(options["normalizer"])
@@ -54,7 +56,7 @@ def check_shared(group: dict[str, Any]) -> None:
     """Raises ValueError for an option that parameters of several ranks cannot have."""
     plain: dict[str, str | None] = {"master_dtype": None}
     if group["use_muon"]:
-        plain |= {"normalizer": None, "weight_decay_rule": "decoupled"}
+        plain |= {"normalizer": None, "weight_decay_rule": "decoupled", "period": None}
     for name, value in plain.items():
         if group[name] != value:
             raise ValueError(f"{name} must be {value} for parameters that several ranks share, got {group[name]}")

@@ -54,6 +54,11 @@ def freeze_layout(layout: Layout) -> Layout:
     return counts
 
 
+def is_whole(layout: Layout) -> bool:
+    """Whether the layout is no cut of a 2-D parameter into blocks."""
+    return layout in (None, "flatten", "conv_batched", "batch", "transposed")
+
+
 def split(tensor: Tensor, layout: Layout) -> list[Tensor]:
     """The matrices of a tensor, as 2-D views of it, always in the same order.
 

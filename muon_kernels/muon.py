@@ -27,6 +27,7 @@ from .orthogonalize import (
     default_compute_dtype,
     scratch_bytes,
 )
+from .periodic import advance
 from .preconditioning import Preconditioning
 from .report import parameter_table
 from .scaling import Rule
@@ -87,6 +88,10 @@ class Muon(Optimizer):
         layout: how a parameter is made of matrices: None for a 2-D one as it is; "flatten" and others for convolutions,
             experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
             parameter of its own.
+        period: None, or P for block-periodic steps: each P-th one, the first among them, takes a 2-D parameter as one
+            matrix, the others the blocks of its `layout` (`muon_kernels.periodic`). Not with a normaliser, not for
+            parameters that several ranks share.
+        block_lr_scale: what lr is multiplied by in the steps of the blocks.
         normalizer: what divides an orthogonalised update by the root of its second moment: None, or `NorMuon` or
             `AdaMuon` of `muon_kernels.variants`. Not for parameters that several ranks share.
         weight_decay_rule: "decoupled", or "cautious", which decays only where update and parameter agree in sign; of
@@ -126,6 +131,8 @@ class Muon(Optimizer):
         master_dtype: torch.dtype | None = None,
         maximize: bool = False,
         layout: Layout = None,
+        period: int | None = None,
+        block_lr_scale: float = 1.0,
         normalizer: Normalizer | None = None,
         weight_decay_rule: WeightDecayRule = "decoupled",
         max_workspace_bytes: int | None = None,
@@ -149,6 +156,8 @@ class Muon(Optimizer):
             "master_dtype": master_dtype,
             "maximize": maximize,
             "layout": layout,
+            "period": period,
+            "block_lr_scale": block_lr_scale,
             "normalizer": normalizer,
             "weight_decay_rule": weight_decay_rule,
         }
@@ -187,6 +196,8 @@ class Muon(Optimizer):
                     raise TypeError(f"parameters must be real floating point, got {p.dtype} for {list(p.shape)}")
                 if group["use_muon"] and not is_dtensor(p):
                     split(p.detach(), group["layout"])
+                    if options["period"]:
+                        split(p.detach(), None)
             self._add_shared(self.param_groups[-1], shared)
         except (TypeError, ValueError, DistributedError):
             del self.param_groups[before:]
@@ -294,6 +305,8 @@ class Muon(Optimizer):
                     found_inf=scale.found_inf,
                 )
             self._masters.close(params, targets)
+            if params and group["use_muon"]:
+                advance(group)
         for bucket_step in shared:
             scale = amp.on(bucket_step.device)
             bucket_step.run(scale.grad_scale, scale.found_inf)

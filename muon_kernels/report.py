@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .matrices import split
+from .matrices import Layout, split
+
+ScaleOf = Callable[[dict[str, Any], Tensor, Layout, Sequence[int]], float]
 
 
 def parameter_table(
     groups: Sequence[dict[str, Any]],
-    scale_of: Callable[[dict[str, Any], Tensor, Sequence[int]], float],
+    scale_of: ScaleOf,
     shared: Mapping[Tensor, tuple[str, str, str]],
 ) -> str:
     """Name or number, shape, algorithm, matrices, factor for lr; the reason if `param_groups_for` left one; where a
@@ -21,7 +23,7 @@ def parameter_table(
 
     Args:
         groups: the optimizer's param_groups.
-        scale_of: the factor from a group, its parameter and a matrix's shape.
+        scale_of: the factor from a group, its parameter, a layout and a matrix's shape.
         shared: the last three columns of the parameters that several ranks hold.
     """
     has_reasons = any("reasons" in group for group in groups)
@@ -35,14 +37,23 @@ def parameter_table(
             algorithm, matrices, scale = group.get("algorithm", "adamw"), "", "1"
             if group["use_muon"]:
                 like = torch.empty(p.shape, device="meta") if p in shared else p.detach()
-                shapes = [tuple(m.shape) for m in split(like, group["layout"])]
-                scales = sorted({scale_of(group, p, shape) for shape in shapes})
                 algorithm = "muon"
-                matrices = ", ".join(f"{shapes.count(s)} x {s[0]}x{s[1]}" for s in dict.fromkeys(shapes))
-                scale = ", ".join(f"{s:.4g}" for s in scales)
+                matrices, scale = _matrices(group, p, like, group["layout"], scale_of)
+                if group["period"]:
+                    whole, its_scale = _matrices(group, p, like, None, scale_of)
+                    matrices += f"; every {group['period']} steps {whole}"
+                    scale += f"; {its_scale}"
             row = [str(name or number), "x".join(map(str, p.shape)), algorithm, matrices, scale]
             row += [reason] if has_reasons else []
             rows.append((*row, *shared.get(p, [""] * len(titles))))
             number += 1
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _matrices(group: dict[str, Any], p: Tensor, like: Tensor, layout: Layout, scale_of: ScaleOf) -> tuple[str, str]:
+    """How many matrices of which shapes a parameter is, and their factors for lr."""
+    shapes = [tuple(m.shape) for m in split(like, layout)]
+    scales = sorted({scale_of(group, p, layout, shape) for shape in shapes})
+    counts = (f"{shapes.count(s)} x {s[0]}x{s[1]}" for s in dict.fromkeys(shapes))
+    return ", ".join(counts), ", ".join(f"{s:.4g}" for s in scales)

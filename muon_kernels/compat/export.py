@@ -56,6 +56,7 @@ def _torch_muon_options(group: dict[str, Any], number: int, states: list[dict[st
     for name, fits, needed in (
         ("layout", group["layout"] is None or plain, "None"),
         ("maximize", not group["maximize"], "False"),
+        ("period", group["period"] is None, "None"),
         ("normalizer", group["normalizer"] is None, "None"),
         ("weight_decay_rule", group["weight_decay_rule"] == "decoupled", "'decoupled'"),
         ("safety_factor", group["safety_factor"] == 1.0, "1.0"),
