@@ -14,8 +14,8 @@ from typing import Any
 from .matrices import Layout, is_whole
 
 POSITION = "step_of_period"
-"""Where a group counts: 0 before the step of the whole matrix. The host counts, steps that GradScaler skips too, so a CUDA
-graph repeats the kind of step that it captured."""
+"""Where a group counts: 0 before the step of the whole matrix. The host counts, also steps that GradScaler skips; a
+CUDA graph repeats the kind of step that it captured."""
 
 
 def check_period(options: Mapping[str, Any]) -> None:
