@@ -1,4 +1,4 @@
-"""Fits the rates that plans are made with: python -m bench.calibrate bench/results/orthogonalize-h100.json
+"""Fits the rates that plans are made with: python -m bench.calibrate bench/results/orthogonalize-h100-c111ec6.json
 
 Seconds of `batch` matrices of one shape = chain_seconds + batch (FLOPs / ns_flops + elements / ns_elements), by least
 squares of relative errors over the captured times of one column. The numbers go into muon_kernels/distributed/costs.py.

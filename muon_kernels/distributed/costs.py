@@ -39,7 +39,7 @@ HARDWARE: dict[str, Hardware] = {
         memory=2.7e12,
         collective_seconds=2e-5,
         peer_seconds=1e-6,
-        measured="one H100 80GB HBM3 (bench/results/orthogonalize-h100.json, elementwise-h100.json)",
+        measured="one H100 80GB HBM3 (bench/results/orthogonalize-h100-c111ec6.json, elementwise-h100.json)",
     ),
 }
 """By device type: what the planner decides with. Every rank must see the same numbers. "cpu": orders of magnitude."""
