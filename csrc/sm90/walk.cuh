@@ -48,8 +48,9 @@ class Schedule {
   int tasks_, parts_, rank_, clusters_, step_ = 0;
 };
 
-// Number of tasks in a last round that a round of quarters can replace, or 0.
+// Number of tasks in a last round that a round of quarters can replace, or 0. No clusters: a device with one multiprocessor.
 inline int last_round_in_quarters(int tasks, int clusters) {
+  if (clusters == 0) return 0;
   const int rest = tasks % clusters;
   return 4 * rest <= clusters ? rest : 0;
 }
