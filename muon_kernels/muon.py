@@ -353,6 +353,7 @@ class Muon(Optimizer):
             preconditioning=group["preconditioning"],
             compute_dtype=compute,
             device=device,
+            factored=group["normalizer"] is None and group["weight_decay_rule"] == "decoupled",
         )
         sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=device)
         prologue(
@@ -370,7 +371,7 @@ class Muon(Optimizer):
         lr, weight_decay, scales = group["lr"], group["weight_decay"], matrices.scales
         if isinstance(lr, Tensor) and lr.device.type != "cpu":
             lr = lr.to(device)
-        if chain.factored and group["normalizer"] is None and group["weight_decay_rule"] == "decoupled":
+        if chain.factored:
             left, right = chain.factors(chain.inputs, sumsq, **norm)
             gemm_apply(
                 left, right, matrices.params, lr=lr, weight_decay=weight_decay, scales=scales, found_inf=amp.found_inf

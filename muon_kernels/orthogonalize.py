@@ -12,7 +12,7 @@ from torch import Tensor
 from .chain import LastProduct, gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
 from .ops import chains, gemm_add, normalize, sum_squares
-from .preconditioning import Preconditioning, aol, check_preconditioning
+from .preconditioning import Preconditioning, aol, check_preconditioning, lift
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
 from .squaring import squaring_chain
 from .workspace import empty_batch, padded
@@ -88,10 +88,19 @@ def orthogonalize(
     sum_squares([matrices], sumsq)
     groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
     chain = Orthogonalizer(
-        groups, rows, method=method, preconditioning=preconditioning, compute_dtype=compute, device=G.device
+        groups,
+        rows,
+        method=method,
+        preconditioning=preconditioning,
+        compute_dtype=compute,
+        device=G.device,
+        factored=True,
     )
-    (result,) = chain.run([matrices], sumsq, eps=eps, safety_factor=safety_factor, outs=[into])
-    if result is not into:
+    norm = {"eps": eps, "safety_factor": safety_factor}
+    if chain.factored:
+        gemm_add(*chain.factors([matrices], sumsq, **norm), [], [into])
+    else:
+        (result,) = chain.run([matrices], sumsq, **norm)
         into.copy_(result)
     return out
 
@@ -104,11 +113,12 @@ class Orthogonalizer:
         rows: resolved coefficients, one (a, b, c) a step.
         method, preconditioning: see `orthogonalize`.
         compute_dtype: dtype of the scratch memory and of the result (of "svd": float32 or float64).
+        factored: leave the last product to the caller, if every chain ends with one (in float16, but for "svd").
 
     Attributes:
         inputs: one [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
             bfloat16 if compute_dtype is float16, which has too little range for what is not normalised yet.
-        factored: whether `factors` can be called: the result is a product that is left to the caller.
+        factored: whether that is so: `factors` is to be called, otherwise `run`.
     """
 
     def __init__(
@@ -120,6 +130,7 @@ class Orthogonalizer:
         compute_dtype: torch.dtype,
         device: torch.device,
         preconditioning: Preconditioning = "frobenius",
+        factored: bool = False,
     ) -> None:
         raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
         self._plan: _Plan | None = None
@@ -128,7 +139,7 @@ class Orthogonalizer:
         if method == "svd":
             self.inputs = [empty_batch(*group, raw_dtype, device) for group in groups]
         else:
-            self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype)
+            self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype, factored)
             self.factored = None not in self._plan.factors
             self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
             raw = self._workspace.view(raw_dtype)
@@ -140,7 +151,7 @@ class Orthogonalizer:
         """Everything but the last product: problem lists a and b, views of the scratch memory, whose products a[i] b[i]
         are the matrices orthogonalised. Arguments as of `run`."""
         assert self._plan is not None and self.factored
-        self._prepare(self._plan, matrices, sumsq, eps, safety_factor)
+        self._run(self._plan, matrices, sumsq, eps, safety_factor)
         left, right = [], []
         for x, factor in zip(self._plan.xs, self._plan.factors, strict=True):
             assert factor is not None
@@ -150,40 +161,26 @@ class Orthogonalizer:
             right.append(p.mT if tall else q)
         return left, right
 
-    def run(
-        self,
-        matrices: Sequence[Tensor],
-        sumsq: Tensor,
-        *,
-        eps: float,
-        safety_factor: float,
-        outs: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
+    def run(self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float) -> list[Tensor]:
         """Orthogonalises `matrices`, a problem list in the order and of the shapes of the groups.
 
         Args:
             sumsq: float64 [total number of matrices], their squared Frobenius norms.
-            outs: a problem list like `matrices` in shape, of any floating dtype, that may be returned, overwritten.
 
         Returns:
-            A problem list like `matrices` in shape: `outs` if `factored`, else views of the scratch memory.
+            A problem list like `matrices` in shape: views of the scratch memory (of "svd": new tensors).
         """
+        assert not self.factored
         if self._plan is None:
             return [polar_factor(x) for x in matrices]
-        if not self.factored:
-            self._prepare(self._plan, matrices, sumsq, eps, safety_factor)
-            return [view(self._workspace, buffer) for buffer in self._plan.xs]
-        left, right = self.factors(matrices, sumsq, eps=eps, safety_factor=safety_factor)
-        results = [view(self._workspace, buffer) for buffer in self._plan.spares] if outs is None else list(outs)
-        gemm_add(left, right, [], results)
-        return results
+        self._run(self._plan, matrices, sumsq, eps, safety_factor)
+        return [view(self._workspace, buffer) for buffer in self._plan.xs]
 
-    def _prepare(
-        self, plan: _Plan, matrices: Sequence[Tensor], sumsq: Tensor, eps: float, safety_factor: float
-    ) -> None:
+    def _run(self, plan: _Plan, matrices: Sequence[Tensor], sumsq: Tensor, eps: float, safety_factor: float) -> None:
         xs = [view(self._workspace, buffer) for buffer in plan.normalised]
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
         if self._preconditioning == "aol":
+            chains(self._workspace, plan.gram_program)
             aol(xs, [view(self._workspace, buffer) for buffer in plan.grams], safety_factor=safety_factor)
         chains(self._workspace, plan.program)
 
@@ -192,36 +189,44 @@ def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method,
     """Scratch memory that an `Orthogonalizer` takes for one [rows, cols] matrix."""
     if method == "svd":
         return rows * padded(cols, compute_dtype.itemsize) * compute_dtype.itemsize
-    return _plan(((1, rows, cols),), tuple(steps), method, compute_dtype).program.elements * compute_dtype.itemsize
+    plan = _plan(((1, rows, cols),), tuple(steps), method, compute_dtype, False)
+    return plan.program.elements * compute_dtype.itemsize
 
 
 class _Plan(NamedTuple):
-    """A program, and per group the BUFFER_FIELDS of buffers.
+    """Programs, and per group the BUFFER_FIELDS of buffers.
 
+    program: the chains.
+    gram_program: the Gram matrices that AOL preconditioning wants before them.
     normalised: where the normalised X goes.
     inputs: its scratch twin.
     grams: room for one Gram matrix in that twin.
     factors, xs: the operands of the last product; xs is the result where there is no factor.
-    spares: of the shape of xs and free after all other products.
     """
 
     program: Program
+    gram_program: Program
     normalised: tuple[Sequence[int], ...]
     inputs: tuple[Sequence[int], ...]
     grams: tuple[Sequence[int], ...]
     factors: tuple[Sequence[int] | None, ...]
     xs: tuple[Sequence[int], ...]
-    spares: tuple[Sequence[int], ...]
 
 
 @lru_cache(maxsize=256)
 def _plan(
-    groups: tuple[tuple[int, int, int], ...], rows: tuple[Row, ...], method: Method, compute_dtype: torch.dtype
+    groups: tuple[tuple[int, int, int], ...],
+    rows: tuple[Row, ...],
+    method: Method,
+    compute_dtype: torch.dtype,
+    factored: bool,
 ) -> _Plan:
-    build = ProgramBuilder(compute_dtype.itemsize)
+    build, gram_build = (ProgramBuilder(compute_dtype.itemsize) for _ in range(2))
     half = compute_dtype == torch.float16
     chosen: list[tuple[Sequence[int] | None, ...]] = []
     for count, height, width in groups:
+        gram_build.elements = build.elements  # the same buffers, at the same place
+        _build_gram(gram_build, count, height, width, lift(compute_dtype))
         build.chain(count)
         first = len(build.buffers)
         x, spare = (build.buffer(height, width) for _ in range(2))
@@ -234,13 +239,23 @@ def _plan(
             last = squaring_chain(build, wide, wide_spare)
         else:
             last = standard_chain(build, wide, wide_spare, rows, whole_factor=half)
-        if last.factor is not None and not half:  # in float16 alone do all chains end with a product
+        if last.factor is not None and not (factored and half):  # in float16 alone do all chains end with a product
             build.gemm_add(last.factor, last.x, last.spare)
             last = LastProduct(None, last.spare, last.x)
         buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)
-        operands = (x, spare, gram, *last)
+        operands = (x, spare, gram, last.factor, last.x)
         chosen.append(tuple(None if operand is None else tuple(buffers[operand.buffer]) for operand in operands))
-    return _Plan(build.build(), *zip(*chosen, strict=True))
+    gram_build.elements = build.elements
+    return _Plan(build.build(), gram_build.build(), *zip(*chosen, strict=True))
+
+
+def _build_gram(build: ProgramBuilder, count: int, height: int, width: int, alpha: float) -> None:
+    """alpha times the Gram matrix of X's smaller side, in the memory of its scratch twin."""
+    build.chain(count)
+    x, spare = (build.buffer(height, width) for _ in range(2))
+    (gram,) = build.carve(spare, min(height, width), 1)
+    wide = x.mT if height > width else x
+    build.symm_gemm(wide, wide.mT, gram, alpha=alpha)
 
 
 def resolve_method(

@@ -15,8 +15,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .ops import symm_gemm
-
 Preconditioning = Literal["frobenius", "aol"]
 
 
@@ -30,20 +28,21 @@ def check_preconditioning(preconditioning: str, method: str) -> None:
         raise ValueError("preconditioning 'aol' needs a Newton-Schulz chain, got method 'svd'")
 
 
+def lift(compute_dtype: torch.dtype) -> float:
+    """What Gram matrices for `aol` are multiplied by: in float16 rows below 1e-3 of the norm would vanish without."""
+    return 2.0**15 if compute_dtype == torch.float16 else 1.0
+
+
 def aol(xs: Sequence[Tensor], grams: Sequence[Tensor], *, safety_factor: float) -> None:
     """Rescales the rows of every matrix (of a tall one the columns) in place. A row of zeros stays, NaN stays NaN.
 
     Args:
         xs: problem list [batch, rows, cols] of matrices with Frobenius norms of at most 1.
-        grams: [batch, m, m] for each, m = min(rows, cols), of the same dtype; overwritten.
+        grams: [batch, m, m] for each, m = min(rows, cols), of the same dtype: `lift` times XX^T (of a tall one X^T X).
         safety_factor: singular values end up this much smaller, >= 1.
     """
-    # In float16 the Gram matrix is lifted to the top of the range: without, rows below 1e-3 of the norm would vanish.
-    lift = 2.0**15 if grams[0].dtype == torch.float16 else 1.0
-    wide = [x if x.shape[1] <= x.shape[2] else x.mT for x in xs]
-    symm_gemm(wide, [x.mT for x in wide], [], list(grams), alpha=lift)
-    for x, gram in zip(wide, grams, strict=True):
-        sums = torch.linalg.vector_norm(
-            gram, ord=1, dim=2, keepdim=True, dtype=torch.promote_types(gram.dtype, torch.float32)
-        )
-        x.mul_(torch.where(sums > 0, (lift / sums).sqrt() / safety_factor, 1.0))
+    for x, gram in zip(xs, grams, strict=True):
+        wide = x if x.shape[1] <= x.shape[2] else x.mT
+        dtype = torch.promote_types(gram.dtype, torch.float32)
+        sums = torch.linalg.vector_norm(gram, ord=1, dim=2, keepdim=True, dtype=dtype)
+        wide.mul_(torch.where(sums > 0, (lift(gram.dtype) / sums).sqrt() / safety_factor, 1.0))

@@ -1,6 +1,8 @@
 """Fixtures for all tests; GPU tests are skipped by name where there is no CUDA device."""
 
+import importlib.util
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,16 @@ class _FailuresAtOnce:
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = crash.message.splitlines()[0] if crash and crash.message else report.when
             self._reporter.write_line(f"\nFAILED {report.nodeid}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def setup_py():
+    """setup.py as a module."""
+    path = Path(__file__).parent.parent / "setup.py"
+    spec = importlib.util.spec_from_file_location("muon_kernels_setup", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -31,8 +31,9 @@ def on_hopper():
 
 def filled(groups, method, dtype, rows="original"):
     """A chain whose X are normalised random matrices, everything else NaN; and the function that fills it again."""
+    steps = resolve_coefficients(rows, 5)
     chain = Orthogonalizer(
-        groups, resolve_coefficients(rows, 5), method=method, compute_dtype=dtype, device=torch.device("cuda")
+        groups, steps, method=method, compute_dtype=dtype, device=torch.device("cuda"), factored=True
     )
     xs = [torch.randn(*group, device="cuda") for group in groups]
     xs = [(x / x.norm(dim=(1, 2), keepdim=True)).to(dtype) for x in xs]

@@ -346,7 +346,8 @@ def test_chains_have_the_bits_of_product_after_product(method, monkeypatch):
     xs = [torch.randn(*group, device=DEVICE) for group in groups]
     expected = None
     for op in (product_by_product, ops.chains, ops.chains):
-        chain = Orthogonalizer(groups, rows, method=method, compute_dtype=torch.float16, device=torch.device(DEVICE))
+        options = {"method": method, "compute_dtype": torch.float16, "device": torch.device(DEVICE)}
+        chain = Orthogonalizer(groups, rows, factored=True, **options)
         poison(chain._workspace)
         for buffer, x in zip(chain._plan.normalised, xs, strict=True):
             view(chain._workspace, buffer).copy_(x / x.norm(dim=(1, 2), keepdim=True))
@@ -370,6 +371,7 @@ def test_chains_advance_in_step(monkeypatch):
     monkeypatch.setattr(chains, "run", lambda launches, device: launched.extend(launches))
     groups = [(12, 64, 256), (12, 256, 64)]
     rows = resolve_coefficients("original", 5)
-    chain = Orthogonalizer(groups, rows, method="gram", compute_dtype=torch.float16, device=torch.device(DEVICE))
+    options = {"method": "gram", "compute_dtype": torch.float16, "device": torch.device(DEVICE)}
+    chain = Orthogonalizer(groups, rows, factored=True, **options)
     ops.chains(chain._workspace, chain._plan.program)
     assert sorted(launch.arguments["ENTRIES"] for launch in launched) == [1] * 6 + [2] * 14
