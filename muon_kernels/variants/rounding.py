@@ -97,8 +97,11 @@ def stochastically_rounded(
     bits.bitwise_and_(-0x10000)
     flat.masked_fill_(not_numbers, torch.nan)
     torch._foreach_copy_(list(params), copies)
-    step = _KEY_STEP if found_inf is None else torch.where(found_inf != 0, 0, _KEY_STEP).reshape(())
-    torch._foreach_add_(list(keys), step)
+    if found_inf is None:
+        torch._foreach_add_(list(keys), _KEY_STEP)
+    else:  # a list: as the one summand of all, the tensor would be read on the host
+        step = torch.where(found_inf != 0, 0, _KEY_STEP).reshape(())
+        torch._foreach_add_(list(keys), [step] * len(keys))
 
 
 def _hashes(counts: Sequence[int], keys: Sequence[Tensor]) -> Tensor:
