@@ -102,7 +102,7 @@ def open_bucket(group: dict[str, Any], stored: Bucket, found_inf: Tensor | None)
     with ExitStack() as copies:
         bucket = stored
         if stored.absmax:
-            momenta = group["momentum_store"].opened(stored.momenta, stored.absmax, found_inf)
+            momenta = group["momentum_store"].opened(stored.momenta, stored.absmax)
             bucket = bucket._replace(momenta=copies.enter_context(momenta))
         if stored.keys:
             params = stochastically_rounded(stored.params, stored.keys, found_inf)

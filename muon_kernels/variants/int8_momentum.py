@@ -31,7 +31,8 @@ class Int8Momentum:
     """A momentum store: "momentum_codes" (int8, of the parameter's shape) and "momentum_absmax" (float32, one a block)
     in the place of "momentum_buffer". Immutable; the state is kept with the parameter.
 
-    A momentum that is not finite makes its block NaN.
+    What is read and stored again keeps its bits: a step that GradScaler skips changes nothing. A momentum that is not
+    finite makes its block NaN.
 
     Args:
         block_size: elements that share a maximum, >= 1 (256: 1.016 bytes an element). They follow one another in a
@@ -73,19 +74,16 @@ class Int8Momentum:
         return state[self.codes_key], self._by_matrix(state[self.absmax_key], param, layout)
 
     @contextmanager
-    def opened(
-        self, codes: Sequence[Tensor], absmax: Sequence[Tensor], found_inf: Tensor | None
-    ) -> Iterator[list[Tensor]]:
+    def opened(self, codes: Sequence[Tensor], absmax: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Momenta of a list of matrices as float32, contiguous; what becomes of them inside is stored at the end.
 
         Args:
             codes: int8 [rows, cols] each, any strides.
             absmax: float32 [blocks] of each.
-            found_inf: one float32; nonzero leaves codes and maxima as they were.
         """
         flat, momenta = self._read(codes, absmax)
         yield momenta
-        self._write(flat, codes, absmax, found_inf)
+        self._write(flat, codes, absmax)
 
     def dequantized(self, state: dict[str, Any], layout: Layout) -> Tensor:
         """The momentum in a parameter's state: float32, like the codes in shape and strides."""
@@ -100,39 +98,36 @@ class Int8Momentum:
     def _create(self, state: dict[str, Any], param: Tensor, layout: Layout) -> None:
         codes = torch.zeros_like(param, dtype=torch.int8, memory_format=torch.preserve_format)
         absmax = torch.zeros(sum(self._blocks(param, layout)), dtype=torch.float32, device=param.device)
-        momentum = state.pop("momentum_buffer", None)
+        momentum = state.get("momentum_buffer")
+        if momentum is not None and momentum.shape != param.shape:
+            raise ValueError(f"momentum_buffer must have shape {list(param.shape)}, got {list(momentum.shape)}")
         if momentum is not None and param.numel():
             if layout is not None:
                 momentum = ordered_like(param, momentum)
             matrices = split(codes, layout)
             flat, momenta = pack([m.shape for m in matrices], self.block_size, torch.float32, param.device)
             torch._foreach_copy_(momenta, split(momentum, layout))
-            self._write(flat, matrices, self._by_matrix(absmax, param, layout), None)
+            self._write(flat, matrices, self._by_matrix(absmax, param, layout))
         state |= {self.codes_key: codes, self.absmax_key: absmax}
+        state.pop("momentum_buffer", None)
 
     def _read(self, codes: Sequence[Tensor], absmax: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        flat, momenta = pack([c.shape for c in codes], self.block_size, torch.float32, codes[0].device)
+        shapes = [c.shape for c in codes]
+        packed, matrices = pack(shapes, self.block_size, torch.int8, codes[0].device)
+        torch._foreach_copy_(matrices, list(codes))
+        flat, momenta = pack(shapes, self.block_size, torch.float32, codes[0].device)
         # 127 / 127 is one: a maximum that is read and stored again keeps its bits, and so do the codes below it.
-        torch.div(self._packed(codes), _LARGEST, out=flat)
+        torch.div(packed, _LARGEST, out=flat)
         flat.mul_(flat.abs()).mul_(torch.cat(list(absmax))[:, None])
         return flat, momenta
 
-    def _write(self, flat: Tensor, codes: Sequence[Tensor], absmax: Sequence[Tensor], found_inf: Tensor | None) -> None:
+    def _write(self, flat: Tensor, codes: Sequence[Tensor], absmax: Sequence[Tensor]) -> None:
         """Stores blocks [number, block_size], which are overwritten."""
         largest = torch.linalg.vector_norm(flat, torch.inf, dim=1)
         flat.div_(largest[:, None]).nan_to_num_(0.0)  # of blocks that are zero, and of those that are not finite
         packed = flat.abs().sqrt_().mul_(_LARGEST).round_().copysign_(flat).to(torch.int8)
-        if found_inf is not None:
-            packed = torch.where(found_inf != 0, self._packed(codes), packed)
-            largest = torch.where(found_inf != 0, torch.cat(list(absmax)), largest)
         torch._foreach_copy_(list(codes), unpack(packed, [c.shape for c in codes]))
         torch._foreach_copy_(list(absmax), list(largest.split([len(a) for a in absmax])))
-
-    def _packed(self, codes: Sequence[Tensor]) -> Tensor:
-        """Codes as blocks [number, block_size], with zeros after a matrix's last one."""
-        packed, matrices = pack([c.shape for c in codes], self.block_size, torch.int8, codes[0].device)
-        torch._foreach_copy_(matrices, list(codes))
-        return packed
 
     def _blocks(self, tensor: Tensor, layout: Layout) -> list[int]:
         """Of every matrix of a tensor."""
