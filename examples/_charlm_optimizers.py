@@ -1,14 +1,35 @@
 """The optimizers that are compared, each with one learning rate for the whole model."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from _gpt import Gpt
 from torch import nn
 
 from muon_kernels import Muon
+from muon_kernels.variants import Int8Momentum
 
-LABELS = {"muon": "Muon", "adamw": "AdamW", "torch-muon": "torch.optim.Muon"}
+LABELS = {
+    "muon": "Muon",
+    "adamw": "AdamW",
+    "torch-muon": "torch.optim.Muon",
+    "muon-8bit": "Muon, 8-bit momentum",
+    "muon-bf16": "Muon, bf16",
+    "muon-sr": "Muon, bf16, stochastic",
+    "muon-masters": "Muon, bf16, fp32 masters",
+}
+COMPARED = ("muon", "adamw", "torch-muon")
+"""Unless others are asked for."""
+MUON_OPTIONS: dict[str, dict[str, Any]] = {
+    "muon": {},
+    "muon-8bit": {"momentum_store": Int8Momentum()},
+    "muon-bf16": {},
+    "muon-sr": {"rounding": "stochastic"},
+    "muon-masters": {"master_dtype": torch.float32},
+}
+"""Of muon_kernels.Muon, by the optimizer's name."""
+BF16_WEIGHTS = ("muon-bf16", "muon-sr", "muon-masters")
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 # Muon's steps get the size of AdamW's, so that one rate serves the matrices and what AdamW steps beside them.
@@ -24,6 +45,11 @@ class Method:
     lr: float
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.bfloat16 if self.optimizer in BF16_WEIGHTS else torch.float32
+
+    @property
     def label(self) -> str:
         """For tables and figures; all rates of a sweep share it."""
         return LABELS[self.optimizer] + (f" ({self.backend})" if self.backend not in (None, "auto") else "")
@@ -37,11 +63,17 @@ def build_optimizers(method: Method, model: Gpt) -> list[torch.optim.Optimizer]:
         return [_adamw(matrices + tables, gains, lr)]
     if name == "torch-muon":
         return [torch.optim.Muon(matrices, lr, WEIGHT_DECAY, adjust_lr_fn=RULE), _adamw(tables, gains, lr)]
-    if name != "muon":
+    if name not in MUON_OPTIONS:
         raise ValueError(f"unknown optimizer {name!r}: choose one of {', '.join(LABELS)}")
     others = {"use_muon": False, "betas": BETAS}
     groups = [{"params": matrices}, {"params": tables, **others}, {"params": gains, "weight_decay": 0.0, **others}]
-    return [Muon(groups, lr, WEIGHT_DECAY, adjust_lr_fn=RULE)]
+    return [Muon(groups, lr, WEIGHT_DECAY, adjust_lr_fn=RULE, **MUON_OPTIONS[name])]
+
+
+def state_bytes(optimizers: list[torch.optim.Optimizer], model: Gpt) -> float:
+    """Bytes of what the optimizers keep, for a parameter of the model."""
+    kept = [value for o in optimizers for state in o.state.values() for value in state.values()]
+    return sum(value.nbytes for value in kept) / sum(p.numel() for p in model.parameters())
 
 
 def sort_parameters(model: Gpt) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

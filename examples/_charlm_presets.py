@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from _charlm_optimizers import MUON_OPTIONS
 from _gpt import Shape
 
 # The best of a sweep with the tiny preset, docs/charlm.md. torch.optim.Muon is the same algorithm as ours.
-LEARNING_RATES = {"muon": [1.6e-2], "adamw": [4e-3], "torch-muon": [1.6e-2]}
+LEARNING_RATES = {"adamw": [4e-3], "torch-muon": [1.6e-2], **{name: [1.6e-2] for name in MUON_OPTIONS}}
 
 
 @dataclass(frozen=True)

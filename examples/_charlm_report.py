@@ -33,11 +33,13 @@ def table(results: Results) -> str:
     seeds = len(next(iter(results.values())))
     best = best_rates(results)
     lines = [f"\nafter the last step, number of seeds: {seeds}"]
-    lines.append(f"{'optimizer':24}{'lr':>9}{'validation, nats/byte':>25}{'seconds':>13}{'in the optimizer':>18}")
+    titles = f"{'optimizer':28}{'lr':>9}{'validation, nats/byte':>25}{'seconds':>13}{'in the optimizer':>18}"
+    lines.append(f"{titles}{'state, bytes/parameter':>24}")
     for method, curves in results.items():
         loss = mean_text([curve.validation_loss[-1] for curve in curves], 4)
         seconds = mean_text([curve.seconds[-1] for curve in curves], 1)
-        line = f"{method.label:24}{method.lr:>9.4g}{loss:>25}{seconds:>13}{optimizer_share(curves):>17.1%} "
+        line = f"{method.label:28}{method.lr:>9.4g}{loss:>25}{seconds:>13}{optimizer_share(curves):>18.1%}"
+        line += f"{curves[-1].state_bytes:>24.2f} "
         rates = [other.lr for other in results if other.label == method.label]
         if method in best and len(rates) > 1:
             line += " best" + (", at an end of the sweep" if method.lr in (min(rates), max(rates)) else "")

@@ -8,7 +8,7 @@ import torch
 from _charlm_batches import Batches
 from _charlm_checkpoint import load_checkpoint, save_checkpoint
 from _charlm_clock import Clock
-from _charlm_optimizers import Method, build_optimizers
+from _charlm_optimizers import Method, build_optimizers, state_bytes
 from _charlm_presets import Preset
 from _charlm_text import Text
 from _gpt import Gpt, Shape
@@ -26,7 +26,8 @@ Optimizers = list[torch.optim.Optimizer]
 class Curve:
     """One value an evaluation, the first before training (but for `train_loss`, the mean since the evaluation before).
 
-    Losses are in nats per byte; seconds are those of training alone, and those of them in the optimizer.
+    Losses are in nats per byte; seconds are those of training alone, and those of them in the optimizer;
+    `state_bytes` is one number, what the optimizer keeps for a parameter.
     """
 
     step: list[int] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Curve:
     optimizer_seconds: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
+    state_bytes: float = 0.0
 
     def record(self, step: int, tokens: int, seconds: tuple[float, float], validation_loss: float) -> None:
         """Append an evaluation; `seconds` are those since the one before, all of them and the optimizer's."""
@@ -64,7 +66,7 @@ def train_model(
     settings = {**asdict(method), "seed": seed, **asdict(preset), "text": text.sha256}
     with use_backend(method.backend or "auto"):
         _warm_up(method, preset.shape, batches, device)
-        model = build_model(preset.shape, seed).to(device)
+        model = build_model(preset.shape, seed, method.dtype).to(device)
         optimizers = build_optimizers(method, model)
         if resume and checkpoint.exists():
             curve = Curve(**load_checkpoint(checkpoint, settings, model, optimizers))
@@ -84,6 +86,7 @@ def train_model(
                 on_steps(1, curve.validation_loss[-1])
             seconds = clock.read()
             curve.train_loss.append(torch.stack(losses).mean().item())
+            curve.state_bytes = state_bytes(optimizers, model)
             tokens = end * preset.batch * preset.shape.context
             curve.record(end, tokens, seconds, validation_loss(model, batches))
             on_steps(0, curve.validation_loss[-1])
@@ -91,10 +94,13 @@ def train_model(
     return model, curve
 
 
-def build_model(shape: Shape, seed: int) -> Gpt:
-    """The fp32 model at its start: the same weights for every optimizer."""
+def build_model(shape: Shape, seed: int, dtype: torch.dtype = torch.float32) -> Gpt:
+    """The model at its start: the same weights for every optimizer, rounded to `dtype`."""
     torch.manual_seed(seed)
-    return Gpt(shape)
+    model = Gpt(shape)
+    for p in model.parameters():  # not what the model keeps besides: its rotations stay exact
+        p.data = p.data.to(dtype)
+    return model
 
 
 def train_step(model: Gpt, optimizers: Optimizers, windows: Tensor, clock: Clock) -> Tensor:
@@ -141,13 +147,13 @@ def set_rate(optimizers: Optimizers, lr: float) -> None:
 
 
 def _precision(device: torch.device) -> torch.autocast:
-    """bfloat16 products on a GPU; the weights and everything the optimizers keep stay float32."""
+    """bfloat16 products on a GPU, also of float32 weights."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _warm_up(method: Method, shape: Shape, batches: Batches, device: torch.device) -> None:
     """Steps of a model that is thrown away: what is compiled or loaded at first use stays out of the timed seconds."""
-    model = build_model(shape, 0).to(device)
+    model = build_model(shape, 0, method.dtype).to(device)
     optimizers, clock = build_optimizers(method, model), Clock(device)
     for _ in range(UNTIMED_STEPS):
         train_step(model, optimizers, batches.training(0), clock)

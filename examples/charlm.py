@@ -1,5 +1,7 @@
 """Train a small byte-level GPT with Muon, with AdamW and with torch.optim.Muon, and compare their validation losses.
 
+With `--optimizer` also Muon with an 8-bit momentum and on bfloat16 weights, rounded in three ways.
+
 Prints a table and writes `results.json`, `loss.png` and resumable checkpoints. See docs/charlm.md.
 """
 
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from _charlm_checkpoint import CheckpointError
 from _charlm_figure import draw
-from _charlm_optimizers import LABELS, Method
+from _charlm_optimizers import COMPARED, LABELS, MUON_OPTIONS, Method
 from _charlm_presets import LEARNING_RATES, PRESETS, Preset
 from _charlm_report import Results, best_rates, save, table
 from _charlm_text import Text, load_text
@@ -58,7 +60,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; `methods` is what it asks to compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="small is for a GPU (default tiny)")
-    parser.add_argument("--optimizer", type=_names, default=list(LABELS), metavar="NAME[,NAME]", help=",".join(LABELS))
+    parser.add_argument(
+        "--optimizer", type=_names, default=list(COMPARED), metavar="NAME[,NAME]", help=",".join(LABELS)
+    )
     parser.add_argument(
         "--lr", type=_rates, nargs="+", default=[], metavar="NAME=LR[,LR]", help="several of an optimizer: a sweep"
     )
@@ -85,7 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.methods = [
         Method(name, backend, lr)
         for name in options.optimizer
-        for backend in (options.backend if name == "muon" else [None])
+        for backend in (options.backend if name in MUON_OPTIONS else [None])
         for lr in rates[name]
     ]
     return options
@@ -121,7 +125,7 @@ def describe(
         "data": text.source,
         "data_sha256": text.sha256,
         "device": torch.cuda.get_device_name(device) if cuda else "CPU, one thread",
-        "precision": "fp32 weights, bf16 autocast" if cuda else "fp32",
+        "precision": "bf16 autocast" if cuda else "no autocast",
         "versions": versions(),
     }
 

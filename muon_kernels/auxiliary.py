@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.optim.adamw import adamw
 from torch.optim.nadam import nadam
 
 from .distributed.binding import local
+from .variants.rounding import rounding_keys, stochastically_rounded
 
 ALGORITHMS = ("adamw", "nadam")
 DEFAULTS: dict[str, Any] = {"algorithm": "adamw", "betas": (0.9, 0.95), "eps": 1e-8}
@@ -39,6 +42,27 @@ def init_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
+@contextmanager
+def opened(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], found_inf: Tensor | None
+) -> Iterator[list[Tensor]]:
+    """What is stepped: `params`, or float32 copies that they are stochastically rounded from at the end."""
+    if group["rounding"] == "nearest":
+        yield params
+        return
+    with ExitStack() as copies:
+        stepped: dict[Tensor, Tensor] = {}
+        for device in dict.fromkeys(p.device for p in params):
+            here = [p for p in params if p.device == device]
+            keys = [
+                key for p, s in zip(params, states, strict=True) if p.device == device for key in rounding_keys(s, [p])
+            ]
+            skip = None if found_inf is None else found_inf.to(device)
+            rounded = stochastically_rounded(here, keys, skip)
+            stepped |= dict(zip(here, copies.enter_context(rounded), strict=True))
+        yield [stepped[p] for p in params]
+
+
 def step(
     params: list[Tensor],
     grads: list[Tensor],
@@ -49,7 +73,7 @@ def step(
     found_inf: Tensor | None,
 ) -> None:
     """One step of the group's algorithm over `params` with their gradients, which stay as they are; a gradient of
-    another dtype is converted.
+    another dtype is converted, and averages of another dtype (a checkpoint's) are kept in the parameter's from now on.
 
     With `found_inf` set AdamW skips on the device; NAdam, which torch has no fused kernel for, reads the flag first.
     DTensors are stepped by their local tensors, so that those of several meshes may be in one group.
@@ -58,6 +82,10 @@ def step(
     if grad_scale is not None:
         # torch's kernels would unscale the gradients in place.
         grads = [(g / grad_scale).to(g.dtype) for g in grads]
+    for p, state in zip(params, states, strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            if state[key].dtype != p.dtype:
+                state[key] = state[key].to(p.dtype)
     params = [local(p.detach()) for p in params]
     exp_avgs, exp_avg_sqs, steps = ([local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     beta1, beta2 = group["betas"]

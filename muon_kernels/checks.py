@@ -14,7 +14,9 @@ from .orthogonalize import check_coefficients, check_options
 from .periodic import check_period
 from .preconditioning import check_preconditioning
 from .scaling import resolve_rule
+from .variants.int8_momentum import check_momentum_store
 from .variants.normalizers import check_normalizer
+from .variants.rounding import check_rounding
 from .variants.weight_decay import check_rule
 
 
@@ -29,6 +31,7 @@ def check_common(options: dict[str, Any]) -> None:
         if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")
     _check_dtype("master_dtype", options["master_dtype"])
+    check_rounding(options["rounding"], options["master_dtype"])
 
 
 def check_muon(options: dict[str, Any]) -> None:
@@ -48,15 +51,16 @@ def check_muon(options: dict[str, Any]) -> None:
     check_period(options)
     check_preconditioning(options["preconditioning"], options["method"])
     _check_dtype("momentum_dtype", options["momentum_dtype"])
+    check_momentum_store(options)
     check_normalizer(options["normalizer"])
     check_rule(options["weight_decay_rule"])
 
 
 def check_shared(group: dict[str, Any]) -> None:
     """Raises ValueError for an option that parameters of several ranks cannot have."""
-    plain: dict[str, str | None] = {"master_dtype": None}
+    plain: dict[str, str | None] = {"master_dtype": None, "rounding": "nearest"}
     if group["use_muon"]:
-        plain |= {"normalizer": None, "weight_decay_rule": "decoupled", "period": None}
+        plain |= {"momentum_store": None, "normalizer": None, "weight_decay_rule": "decoupled", "period": None}
     for name, value in plain.items():
         if group[name] != value:
             raise ValueError(f"{name} must be {value} for parameters that several ranks share, got {group[name]}")

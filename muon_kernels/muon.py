@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import auxiliary
-from .buckets import Bucket, build_buckets, lr_scale
+from .buckets import Bucket, build_buckets, lr_scale, open_bucket, open_bytes
 from .checks import check_common, check_grads, check_muon, check_shared
 from .coefficients import ORIGINAL, Coefficients, Row, freeze_coefficients, resolve_coefficients
 from .distributed.binding import grad_like_param, is_dtensor
@@ -31,7 +31,8 @@ from .periodic import advance
 from .preconditioning import Preconditioning
 from .report import parameter_table
 from .scaling import Rule
-from .variants import Normalizer, WeightDecayRule
+from .variants import Int8Momentum, Normalizer, Rounding, WeightDecayRule
+from .variants.rounding import check_rounded
 from .variants.weight_decay import with_cautious_decay
 from .workspace import Wave, plan_waves
 
@@ -84,13 +85,18 @@ class Muon(Optimizer):
         master_dtype: parameters with fewer bits keep a copy in this dtype ("master" in their state), which is stepped
             and which they are rounded from, in groups without Muon too; default: they are stepped themselves. Not for
             parameters that several ranks share.
+        momentum_store: how the momentum is kept: None, or `Int8Momentum` of `muon_kernels.variants`, in a byte an
+            element, stepped in float32. Not for parameters that several ranks share.
+        rounding: "nearest", or "stochastic", which rounds bfloat16 parameters up or down such that steps below their
+            last bit are not lost on average; in groups without Muon too, whose averages are float32 then. Without
+            `master_dtype`, not for parameters that several ranks share.
         maximize: ascend instead of descend.
         layout: how a parameter is made of matrices: None for a 2-D one as it is; "flatten" and others for convolutions,
             experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
             parameter of its own.
         period: None, or P for block-periodic steps: each P-th one, the first among them, takes a 2-D parameter as one
-            matrix, the others the blocks of its `layout` (`muon_kernels.periodic`). Not with a normaliser, not for
-            parameters that several ranks share.
+            matrix, the others the blocks of its `layout` (`muon_kernels.periodic`). Not with a normaliser, a momentum
+            store or stochastic rounding, not for parameters that several ranks share.
         block_lr_scale: what lr is multiplied by in the steps of the blocks.
         normalizer: what divides an orthogonalised update by the root of its second moment: None, or `NorMuon` or
             `AdaMuon` of `muon_kernels.variants`. Not for parameters that several ranks share.
@@ -98,7 +104,8 @@ class Muon(Optimizer):
             groups with Muon, not for parameters that several ranks share.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
             that needs more still runs. Default: 512 MiB, on the CPU 8 MiB. A normaliser and cautious decay take
-            float32 copies of a wave's matrices besides.
+            float32 copies of a wave's matrices besides, stochastic rounding in a group without Muon copies of all its
+            parameters.
         process_group: ranks (a ProcessGroup or a 1-D DeviceMesh) that hold the plain tensors among the parameters, and
             their gradients, alike (DDP), so that they share the work; also per group. Without it they do not
             communicate. DTensors (FSDP2, HSDP, tensor parallel) always share it over their own meshes.
@@ -129,6 +136,8 @@ class Muon(Optimizer):
         compute_dtype: torch.dtype | None = None,
         momentum_dtype: torch.dtype | None = None,
         master_dtype: torch.dtype | None = None,
+        momentum_store: Int8Momentum | None = None,
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         layout: Layout = None,
         period: int | None = None,
@@ -154,6 +163,8 @@ class Muon(Optimizer):
             "compute_dtype": compute_dtype,
             "momentum_dtype": momentum_dtype,
             "master_dtype": master_dtype,
+            "momentum_store": momentum_store,
+            "rounding": rounding,
             "maximize": maximize,
             "layout": layout,
             "period": period,
@@ -198,6 +209,7 @@ class Muon(Optimizer):
                     split(p.detach(), group["layout"])
                     if options["period"]:
                         split(p.detach(), None)
+            check_rounded(options["rounding"], self.param_groups[-1]["params"])
             self._add_shared(self.param_groups[-1], shared)
         except (TypeError, ValueError, DistributedError):
             del self.param_groups[before:]
@@ -278,6 +290,7 @@ class Muon(Optimizer):
         def check() -> None:
             for group, params in work:
                 check_grads(params)
+                check_rounded(group["rounding"], params)
                 if group["use_muon"]:
                     check_muon(group)
 
@@ -292,18 +305,16 @@ class Muon(Optimizer):
             for bucket in group_buckets:
                 self._step_bucket(group, bucket, amp)
             if params and not group["use_muon"]:
-                for p, target in zip(params, targets, strict=True):
-                    if "step" not in self.state[p]:
-                        self.state[p].update(auxiliary.init_state(target, group))
                 scale = amp.on(params[0].device)
-                auxiliary.step(
-                    targets,
-                    [grad_like_param(p) for p in params],
-                    [self.state[p] for p in params],
-                    group,
-                    grad_scale=scale.grad_scale,
-                    found_inf=scale.found_inf,
-                )
+                states = [self.state[p] for p in params]
+                with auxiliary.opened(targets, states, group, scale.found_inf) as stepped:
+                    for state, target in zip(states, stepped, strict=True):
+                        if "step" not in state:
+                            state.update(auxiliary.init_state(target, group))
+                    grads = [grad_like_param(p) for p in params]
+                    auxiliary.step(
+                        stepped, grads, states, group, grad_scale=scale.grad_scale, found_inf=scale.found_inf
+                    )
             self._masters.close(params, targets)
             if params and group["use_muon"]:
                 advance(group)
@@ -329,8 +340,11 @@ class Muon(Optimizer):
         rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
         shapes = tuple([(rows, cols) for rows, cols in [p.shape for p in bucket.params]])
         need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
+        need = {s: need[s] + s[0] * s[1] * open_bytes(group) for s in need}
         for wave in plan_waves(shapes, tuple(need[s] for s in shapes), self._workspace_bytes(device)):
-            self._step_wave(group, bucket.select(wave.order), wave, rows, compute, amp.on(device))
+            scale = amp.on(device)
+            with open_bucket(group, bucket.select(wave.order), scale.found_inf) as matrices:
+                self._step_wave(group, matrices, wave, rows, compute, scale)
 
     def _workspace_bytes(self, device: torch.device) -> int:
         default = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES

@@ -33,8 +33,9 @@ def check_period(options: Mapping[str, Any]) -> None:
         raise ValueError(f"period must be >= 1, got {period}")
     if is_whole(options["layout"]):
         raise ValueError(f"period needs a layout that cuts a 2-D parameter into blocks, got {options['layout']!r}")
-    if options["normalizer"] is not None:
-        raise ValueError(f"period must be None with a normalizer, got {period} with {options['normalizer']!r}")
+    for name, plain in (("normalizer", None), ("momentum_store", None), ("rounding", "nearest")):
+        if options[name] != plain:  # their state follows the layout
+            raise ValueError(f"{name} must be {plain!r} with a period, got {options[name]!r}")
 
 
 def layout_of_step(group: Mapping[str, Any]) -> Layout:

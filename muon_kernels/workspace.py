@@ -55,6 +55,20 @@ def empty_batch(count: int, rows: int, cols: int, dtype: torch.dtype, device: to
     return storage[:, :, :cols]
 
 
+def pack(
+    shapes: Sequence[torch.Size], unit: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, list[Tensor]]:
+    """Zeros [units, unit], and `unpack` of them."""
+    flat = torch.zeros((sum(-(-s.numel() // unit) for s in shapes), unit), dtype=dtype, device=device)
+    return flat, unpack(flat, shapes)
+
+
+def unpack(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """A contiguous view of [units, unit] for each of the shapes, in their order, each from where a unit starts."""
+    parts = flat.split([-(-s.numel() // flat.shape[1]) for s in shapes])
+    return [part.view(-1)[: s.numel()].view(s) for part, s in zip(parts, shapes, strict=True)]
+
+
 def padded(cols: int, element_size: int) -> int:
     """Elements from one row of `cols` elements to the next, so that every row starts on ALIGNMENT bytes."""
     step = ALIGNMENT // element_size

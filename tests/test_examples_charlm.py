@@ -14,7 +14,7 @@ import torch
 from _charlm_batches import Batches
 from _charlm_checkpoint import CheckpointError
 from _charlm_clock import Clock
-from _charlm_optimizers import LABELS, Method, build_optimizers, sort_parameters
+from _charlm_optimizers import COMPARED, LABELS, MUON_OPTIONS, Method, build_optimizers, sort_parameters
 from _charlm_presets import PRESETS, Preset
 from _charlm_report import best_rates, final_loss, optimizer_share, table
 from _charlm_text import Text, split
@@ -36,7 +36,7 @@ def text() -> Text:
 
 
 def method(name: str) -> Method:
-    return Method(name, "auto" if name == "muon" else None, 1e-2)
+    return Method(name, "auto" if name in MUON_OPTIONS else None, 1e-2)
 
 
 def train(name: str, text: Text, folder: Path, seed: int = 0, **options) -> tuple[Gpt, Curve]:
@@ -125,7 +125,7 @@ def test_short_text_is_refused() -> None:
 
 @pytest.mark.parametrize("name", LABELS)
 def test_every_parameter_has_one_optimizer_and_the_matrices_muon(name: str) -> None:
-    model = build_model(SMALLEST.shape, 0)
+    model = build_model(SMALLEST.shape, 0, method(name).dtype)
     optimizers = build_optimizers(method(name), model)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, model.parameters()))
@@ -140,15 +140,16 @@ def test_every_parameter_has_one_optimizer_and_the_matrices_muon(name: str) -> N
 
 
 def test_unknown_optimizer_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'sgd'.*muon, adamw, torch-muon"):
+    with pytest.raises(ValueError, match=r"'sgd'.*muon, adamw, torch-muon, muon-8bit"):
         build_optimizers(Method("sgd", None, 0.1), build_model(SMALLEST.shape, 0))
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_twenty_steps_learn_and_a_seed_repeats_itself(name: str, text: Text, tmp_path: Path) -> None:
     first, curve = train(name, text, tmp_path, seed=3)
     assert curve.step == [0, 5, 10, 15, 20] and curve.tokens == [128 * step for step in curve.step]
-    untrained = _charlm_train.validation_loss(build_model(SMALLEST.shape, 3), Batches(text, SMALLEST, 3, CPU))
+    start = build_model(SMALLEST.shape, 3, method(name).dtype)
+    untrained = _charlm_train.validation_loss(start, Batches(text, SMALLEST, 3, CPU))
     assert curve.validation_loss[0] == untrained
     assert curve.validation_loss[-1] < 0.75 * curve.validation_loss[0]
     assert len(curve.train_loss) == 4 and curve.train_loss[-1] < curve.train_loss[0]
@@ -162,6 +163,28 @@ def test_twenty_steps_learn_and_a_seed_repeats_itself(name: str, text: Text, tmp
 def test_our_muon_and_torch_s_train_alike(text: Text, tmp_path: Path) -> None:
     ours, theirs = (train(name, text, tmp_path)[1] for name in ("muon", "torch-muon"))
     np.testing.assert_allclose(ours.validation_loss, theirs.validation_loss, rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "matrices", "others"),
+    [
+        ("muon", torch.float32, 4.0, 8.0),
+        ("muon-8bit", torch.float32, 1 + 4 / 256, 8.0),
+        ("muon-bf16", torch.bfloat16, 2.0, 4.0),
+        ("muon-sr", torch.bfloat16, 2.0, 8.0),
+        ("muon-masters", torch.bfloat16, 2.0 + 4.0, 8.0 + 4.0),
+    ],
+)
+def test_variants_are_what_they_are_called(
+    name: str, weights: torch.dtype, matrices: float, others: float, text: Text, tmp_path: Path
+) -> None:
+    model, curve = train(name, text, tmp_path)
+    assert {p.dtype for p in model.parameters()} == {weights} and model.cosines.dtype == torch.float32
+    rest = sum(p.numel() for group in sort_parameters(model)[1:] for p in group)
+    count = sum(p.numel() for p in model.parameters())
+    counters = 4 * 7 + (8 * 19 if name == "muon-sr" else 0)
+    expected = (matrices * (count - rest) + others * rest + counters) / count
+    assert curve.state_bytes == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -260,7 +283,7 @@ def test_clock_adds_up_every_second_piece(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def curve_with(loss: float) -> Curve:
-    return Curve([0, 1], [0, 9], [0.0, 4.0], [0.0, 1.0], [2.0], [5.5, loss])
+    return Curve([0, 1], [0, 9], [0.0, 4.0], [0.0, 1.0], [2.0], [5.5, loss], 4.125)
 
 
 def test_best_rate_is_marked_and_a_diverged_one_never_is() -> None:
@@ -270,7 +293,7 @@ def test_best_rate_is_marked_and_a_diverged_one_never_is() -> None:
     assert final_loss(results[Method("adamw", None, 4e-3)]) == math.inf
     lines = table(results).splitlines()
     assert [line.endswith("best") for line in lines] == [False, False, False, False, True, False]
-    assert "1.6000±0.1414" in lines[4] and "25.0%" in lines[4] and " diverged " in lines[5]
+    assert "1.6000±0.1414" in lines[4] and "25.0%" in lines[4] and "4.12" in lines[4] and " diverged " in lines[5]
     results.pop(Method("adamw", None, 4e-3))
     assert table(results).endswith("best, at an end of the sweep")
     assert optimizer_share([curve_with(1.0)]) == 0.25
@@ -321,7 +344,7 @@ def test_command_writes_numbers_a_figure_and_checkpoints(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--optimizer", "sgd"], "must be some of muon,adamw,torch-muon, got 'sgd'"),
+        (["--optimizer", "sgd"], "muon-sr,muon-masters, got 'sgd'"),
         (["--lr", "adamw=fast"], "got 'adamw=fast'"),
         (["--lr", "adamw=0"], "positive"),
         (["--lr", "sgd=1"], "got 'sgd=1'"),

@@ -6,9 +6,10 @@ from optimizers import Float64Muon, make_params, run, set_grads
 
 from muon_kernels import Muon
 from muon_kernels.matrices import split
-from muon_kernels.variants import AdaMuon
+from muon_kernels.variants import AdaMuon, Int8Momentum
 
 SHAPES = [(12, 8), (6, 20)]
+BLOCKS = {"period": 2, "layout": "rows:2"}
 EXACT = {"compute_dtype": torch.float64}
 
 
@@ -85,14 +86,16 @@ def test_explain_shows_both_kinds_of_step():
         ({"period": True, "layout": "rows:2"}, TypeError, "period must be None or an integer, got True"),
         ({"period": 2}, ValueError, "period needs a layout that cuts a 2-D parameter into blocks, got None"),
         ({"period": 2, "layout": "flatten"}, ValueError, "period needs a layout .*got 'flatten'"),
+        (BLOCKS | {"normalizer": AdaMuon()}, ValueError, "normalizer must be None with a period, got AdaMuon"),
         (
-            {"period": 2, "layout": "rows:2", "normalizer": AdaMuon()},
+            BLOCKS | {"momentum_store": Int8Momentum()},
             ValueError,
-            "period must be None with a normalizer, got 2 with AdaMuon",
+            "momentum_store must be None with a period, got Int8",
         ),
+        (BLOCKS | {"rounding": "stochastic"}, ValueError, "rounding must be 'nearest' with a period, got 'stochastic'"),
         ({"block_lr_scale": 0.5}, ValueError, "block_lr_scale must be 1.0 without a period, got 0.5"),
         (
-            {"block_lr_scale": 0.0, "period": 2, "layout": "rows:2"},
+            BLOCKS | {"block_lr_scale": 0.0},
             ValueError,
             "block_lr_scale must be > 0 and finite, got 0.0",
         ),

@@ -10,9 +10,10 @@ docs/migrating.md lists what differs. All of it leaves `p.grad` alone, and a che
 
 from .export import to_torch
 from .loading import load_by_parameter
-from .states import from_gram_newton_schulz, from_keller_jordan, from_timm, merge_ranks
+from .states import dequantized, from_gram_newton_schulz, from_keller_jordan, from_timm, merge_ranks
 
 __all__ = [
+    "dequantized",
     "from_gram_newton_schulz",
     "from_keller_jordan",
     "from_timm",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..coefficients import resolve_coefficients
-from .states import StateDict
+from ..variants.rounding import KEY
+from .states import StateDict, dequantized
 
 _MUON_OPTIONS = ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
 _TORCH_RULES = (None, "original", "match_rms_adamw", "spectral_unclamped")
@@ -17,6 +18,8 @@ _TORCH_ADAMW_OPTIONS: dict[str, Any] = {
     "fused": None,
     "decoupled_weight_decay": True,
 }
+_DROPPED = ("master", KEY)
+"""What makes up for the parameters' few bits."""
 _KEPT = ("initial_lr", "param_names")
 """What schedulers and named parameters add to a group."""
 
@@ -24,13 +27,14 @@ _KEPT = ("initial_lr", "param_names")
 def to_torch(state_dict: StateDict) -> tuple[StateDict, StateDict]:
     """A checkpoint of `Muon` as torch.optim.Muon's (the `use_muon` groups) and torch.optim.AdamW's (the rest).
 
-    Parameters are numbered anew within each, in their order.
+    Parameters are numbered anew within each, in their order. An 8-bit momentum becomes float32.
 
     Raises:
         ValueError: a group that torch cannot continue, with the option and its value: a layout, maximize, a
             normaliser, cautious decay, a safety factor, the method "svd", a rule or coefficients that torch does not
             have, NAdam.
     """
+    state_dict = dequantized(state_dict)
     parts: tuple[StateDict, StateDict] = ({"state": {}, "param_groups": []}, {"state": {}, "param_groups": []})
     counts = [0, 0]
     for number, group in enumerate(state_dict["param_groups"]):
@@ -44,7 +48,7 @@ def to_torch(state_dict: StateDict) -> tuple[StateDict, StateDict]:
         for i, state in zip(ids, states, strict=True):
             if state:
                 # torch's AdamW counts on the CPU unless it is capturable or fused.
-                kept = {key: value for key, value in state.items() if key != "master"}
+                kept = {key: value for key, value in state.items() if key not in _DROPPED}
                 parts[which]["state"][i] = {k: v.cpu() if k == "step" else v for k, v in kept.items()}
     return parts
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..matrices import split
 from ..muon import Muon
-from .states import StateDict
+from ..variants.rounding import KEY
+from .states import StateDict, dequantized
 
 _MUON_KEYS = {"momentum_buffer"}
 _ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
@@ -30,7 +33,8 @@ def load_by_parameter(optimizer: Muon, *checkpoints: tuple[StateDict, Iterable[T
     """
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     found: dict[Tensor, dict[str, Any]] = {}
-    for number, (state_dict, params) in enumerate(checkpoints):
+    for number, (saved, params) in enumerate(checkpoints):
+        state_dict = dequantized(saved)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         given = list(params)
         if len(given) != len(ids):
@@ -55,6 +59,9 @@ def _check_state(state: dict[str, Any], p: Tensor, group: dict[str, Any], where:
     if not group["use_muon"] and group["algorithm"] == "nadam":
         needed = needed | {"mu_product"}
     optional = {"master": p.shape}
+    if group["rounding"] == "stochastic":
+        matrices = len(split(p.detach(), group["layout"])) if group["use_muon"] else 1
+        optional[KEY] = torch.Size([matrices])
     if group["use_muon"] and group["normalizer"] is not None:
         optional[group["normalizer"].key] = group["normalizer"].shape(p, group["layout"])
     if set(state) - set(optional) != needed:

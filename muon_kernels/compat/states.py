@@ -99,6 +99,23 @@ def from_timm(state_dict: StateDict) -> StateDict:
     return _converted(state_dict, convert)
 
 
+def dequantized(state_dict: StateDict) -> StateDict:
+    """A checkpoint of `Muon` without momentum stores: "momentum_buffer" in float32 instead of 8-bit codes."""
+
+    def convert(state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+        store = group.get("momentum_store")
+        if store is not None and store.codes_key in state:
+            state["momentum_buffer"] = store.dequantized(state, group["layout"])
+            del state[store.codes_key], state[store.absmax_key]
+        return state
+
+    converted = _converted(state_dict, convert)
+    for group in converted["param_groups"]:
+        if "momentum_store" in group:
+            group["momentum_store"] = None
+    return converted
+
+
 def _converted(state_dict: StateDict, convert: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> StateDict:
     """A copy, one level deep, with `convert(state, group)` in the place of every parameter's state."""
     groups = [dict(group) for group in state_dict["param_groups"]]

@@ -103,6 +103,8 @@ class SpectrumMonitor:
                 for key in MOMENTUM_KEYS:
                     if state.get(key) is not None:
                         quantities["momentum"] = state[key]
+                if group.get("momentum_store") is not None and group["momentum_store"].codes_key in state:
+                    quantities["momentum"] = group["momentum_store"].dequantized(state, group["layout"])
                 if p.grad is not None:
                     exact = torch.promote_types(p.dtype, torch.float32)
                     quantities["update"] = self._before[p].to(exact) * (1 - self._decay(group)) - p
