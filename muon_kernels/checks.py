@@ -58,9 +58,9 @@ def check_muon(options: dict[str, Any]) -> None:
 
 def check_shared(group: dict[str, Any]) -> None:
     """Raises ValueError for an option that parameters of several ranks cannot have."""
-    plain: dict[str, str | None] = {"master_dtype": None, "rounding": "nearest"}
+    plain: dict[str, str | None] = {"rounding": "nearest"}
     if group["use_muon"]:
-        plain |= {"momentum_store": None, "normalizer": None, "weight_decay_rule": "decoupled", "period": None}
+        plain |= {"momentum_store": None, "normalizer": None, "period": None}
     for name, value in plain.items():
         if group[name] != value:
             raise ValueError(f"{name} must be {value} for parameters that several ranks share, got {group[name]}")

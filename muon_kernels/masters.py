@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .distributed.binding import local
+
 States = Mapping[Tensor, dict[str, Any]]
 
 
 class Masters:
-    """Opens the copies before a step and rounds them back after it.
+    """Opens the copies before a step and rounds them back after it. Those of DTensors lie as they do.
 
     A parameter that was changed in between (a model's `load_state_dict`) wins over its copy, value by value. It is seen
     by its version counter, which `param.data` bypasses.
@@ -38,7 +40,7 @@ class Masters:
             return
         copied = [(p, target) for p, target in zip(params, targets, strict=True) if target is not p]
         if copied:
-            torch._foreach_copy_([p for p, _ in copied], [target for _, target in copied])
+            torch._foreach_copy_([local(p.detach()) for p, _ in copied], [local(target) for _, target in copied])
         for p, _ in copied:
             self._written[p] = p._version
 
@@ -47,5 +49,6 @@ class Masters:
         if master is None:
             state["master"] = master = p.detach().to(dtype, memory_format=torch.preserve_format)
         elif self._written.get(p) != p._version:
-            master.copy_(torch.where(p == master.to(p.dtype), master, p.to(master.dtype)))
+            mine, theirs = local(master), local(p.detach())
+            mine.copy_(torch.where(theirs == mine.to(p.dtype), mine, theirs.to(mine.dtype)))
         return master

@@ -83,8 +83,8 @@ class Muon(Optimizer):
         momentum_dtype: dtype of the momentum buffers; default: that of the gradient (of a parameter that several ranks
             share: its own).
         master_dtype: parameters with fewer bits keep a copy in this dtype ("master" in their state), which is stepped
-            and which they are rounded from, in groups without Muon too; default: they are stepped themselves. Not for
-            parameters that several ranks share.
+            and which they are rounded from, in groups without Muon too; default: they are stepped themselves. The copy
+            of a DTensor lies as it does.
         momentum_store: how the momentum is kept: None, or `Int8Momentum` of `muon_kernels.variants`, in a byte an
             element, stepped in float32. Not for parameters that several ranks share.
         rounding: "nearest", or "stochastic", which rounds bfloat16 parameters up or down such that steps below their
@@ -101,7 +101,7 @@ class Muon(Optimizer):
         normalizer: what divides an orthogonalised update by the root of its second moment: None, or `NorMuon` or
             `AdaMuon` of `muon_kernels.variants`. Not for parameters that several ranks share.
         weight_decay_rule: "decoupled", or "cautious", which decays only where update and parameter agree in sign; of
-            groups with Muon, not for parameters that several ranks share.
+            groups with Muon.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix
             that needs more still runs. Default: 512 MiB, on the CPU 8 MiB. A normaliser and cautious decay take
             float32 copies of a wave's matrices besides, stochastic rounding in a group without Muon copies of all its
@@ -220,14 +220,15 @@ class Muon(Optimizer):
         if shared is not None or any(map(is_dtensor, group["params"])):
             check_shared(group)
         if not group["use_muon"]:
-            for p in group["params"]:
-                if is_dtensor(p) or shared is not None:
-                    self.state[p].update(auxiliary.init_state(p, group))
+            held = [p for p in group["params"] if is_dtensor(p) or shared is not None]
+            for p, target in zip(held, self._masters.open(held, self.state, group["master_dtype"]), strict=True):
+                self.state[p].update(auxiliary.init_state(target, group))
             return
         first = sum(len(g["params"]) for g in self.param_groups) - len(group["params"])
         names = group.get("param_names") or [str(first + i) for i in range(len(group["params"]))]
         self._shares.adopt(group, names, shared)
-        self._shares.momenta([group], self.state)
+        momenta = self._shares.momenta([group], self.state)
+        self._masters.open(list(momenta), self.state, group["master_dtype"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""
@@ -294,7 +295,7 @@ class Muon(Optimizer):
                 if group["use_muon"]:
                     check_muon(group)
 
-        shared = self._shares.prepare(self.param_groups, self.state, self._workspace_bytes, check)
+        shared = self._shares.prepare(self.param_groups, self.state, self._masters, self._workspace_bytes, check)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params in work]
         buckets = [

@@ -99,17 +99,18 @@ class Pair:
         self.many.step()
 
     def compare(self) -> None:
-        """Parameters and momenta have the same bits, here and on every other rank."""
+        """Parameters, momenta and copies have the same bits, here and on every other rank."""
         for i, (p, q) in enumerate(zip(self.alone, self.shared, strict=True)):
             expected = local(self.lies.put(p.detach(), self.mesh))
             assert torch.equal(local(q.detach()), expected), (i, tuple(p.shape), "parameter")
-            buffer = self.many.state[q]["momentum_buffer"]
-            momentum = self.one.state[p].get("momentum_buffer", torch.zeros_like(p, dtype=buffer.dtype))
-            if isinstance(buffer, DTensor):
-                momentum = distribute_tensor(
-                    momentum.clone(), buffer.device_mesh, buffer.placements, src_data_rank=None
-                )
-            assert torch.equal(local(buffer), local(momentum)), (i, tuple(p.shape), "momentum")
+            state = self.many.state[q]
+            assert state.keys() - {"momentum_buffer", "master"} == set()
+            for key, buffer in state.items():
+                blank = p.detach() if key == "master" else torch.zeros_like(p)
+                whole = self.one.state[p].get(key, blank.to(buffer.dtype))
+                if isinstance(buffer, DTensor):
+                    whole = distribute_tensor(whole.clone(), buffer.device_mesh, buffer.placements, src_data_rank=None)
+                assert torch.equal(local(buffer), local(whole)), (i, tuple(p.shape), key)
 
 
 def equals_one_process(lies: Lies, shapes, options: dict[str, Any], dtype=torch.float32, steps: int = 5) -> None:

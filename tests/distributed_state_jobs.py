@@ -111,7 +111,7 @@ def load_and_go_on(kind: str, folder: str, options: dict) -> dict[str, list]:
             p.zero_()
     load(model, optimizer, folder)
     dtypes = {s["momentum_buffer"].dtype for s in optimizer.state.values() if "momentum_buffer" in s}
-    assert dtypes == {options.get("momentum_dtype", torch.float64)}, dtypes
+    assert dtypes == {options.get("momentum_dtype", options.get("dtype", torch.float64))}, dtypes
     steps(model, optimizer, 2, 4)
     return values(model, optimizer)
 

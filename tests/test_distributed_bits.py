@@ -29,8 +29,10 @@ def test_experts(ranks, kind, world):
         {"method": "svd", "maximize": True, "adjust_lr_fn": "match_rms_adamw"},
         {"dtype": torch.bfloat16, "momentum_dtype": torch.float32, "lr": torch.tensor(0.03)},
         {"compute_dtype": torch.float16, "ns_coefficients": "polar_express"},
+        {"dtype": torch.bfloat16, "master_dtype": torch.float32, "weight_decay_rule": "cautious"},
+        {"preconditioning": "aol", "ns_coefficients": "turbo", "ns_steps": 4},
     ],
-    ids=["bfloat16", "gram in waves", "svd", "16-bit parameters", "float16"],
+    ids=["bfloat16", "gram in waves", "svd", "16-bit parameters", "float16", "masters, cautious decay", "AOL"],
 )
 def test_options(ranks, kind, options):
     ranks(4).run(equals_one_process, LIES[kind], SHAPES, options)

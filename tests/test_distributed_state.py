@@ -49,8 +49,9 @@ def test_a_checkpoint_on_another_topology(ranks, tmp_path, alone, saved, loaded)
         assert_same(found, alone)
 
 
-def test_float32_momentum_of_bfloat16_parameters(ranks, tmp_path):
-    options = {"dtype": torch.bfloat16, "momentum_dtype": torch.float32, "compute_dtype": torch.bfloat16}
+@pytest.mark.parametrize("beside", [{"momentum_dtype": torch.float32}, {"master_dtype": torch.float32}], ids=str)
+def test_float32_beside_bfloat16_parameters(ranks, tmp_path, beside):
+    options = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16} | beside
     saved = ranks(4).run(jobs.save_and_go_on, "FSDP", str(tmp_path), options)[0]
     resumed = ranks(2).run(jobs.load_and_go_on, "FSDP", str(tmp_path), options)[0]
     assert {k: v for k, v in saved.items() if "weight" in k} == {k: v for k, v in resumed.items() if "weight" in k}

@@ -146,13 +146,14 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
         raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous momentum")
 
 
-def parts(tensor: Tensor, member: Member, momentum: Tensor, present: bool) -> Local:
-    """What lies here; if only other ranks have the gradient, it is zero here."""
+def parts(tensor: Tensor, target: Tensor, member: Member, momentum: Tensor, present: bool) -> Local:
+    """What lies here of what is stepped (`target`: the parameter, or its copy), its gradient and its momentum; if only
+    other ranks have the gradient, it is zero here."""
     grad = None
     if present:
         grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         grad = member.grad_view(local(grad))
-    return Local(member.view(local(tensor)), grad, member.view(local(momentum)))
+    return Local(member.view(local(target)), grad, member.view(local(momentum)))
 
 
 def lies_as(tensor: Tensor) -> list[str]:

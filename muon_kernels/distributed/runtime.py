@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..checks import check_shared
 from ..coefficients import resolve_coefficients
+from ..masters import Masters
 from ..matrices import step_factor
 from ..orthogonalize import default_compute_dtype
 from ..scaling import resolve_rule
@@ -42,7 +44,9 @@ AGREED = (
     "preconditioning",
     "compute_dtype",
     "momentum_dtype",
+    "master_dtype",
     "maximize",
+    "weight_decay_rule",
 )
 """The options of a group that all ranks must agree on, besides the dtype of its parameters."""
 
@@ -103,6 +107,7 @@ class Shares:
         self,
         groups: Sequence[dict[str, Any]],
         state: dict[Tensor, Any],
+        masters: Masters,
         max_bytes: Callable[[torch.device], int],
         check: Callable[[], None],
     ) -> list[BucketStep]:
@@ -110,7 +115,7 @@ class Shares:
 
         Args:
             groups: the optimizer's, with at least the parameters that were adopted.
-            state: the optimizer's.
+            state, masters: the optimizer's.
             max_bytes: bound on scratch memory, by device.
             check: raises if what the optimizer steps without other ranks is wrong.
 
@@ -154,15 +159,26 @@ class Shares:
         if heard is not None:
             raise heard from (failure if failure is not heard else heard.__cause__)
         return [
-            BucketStep(
-                bucket,
-                group,
-                [parts(p, self._members[p], momenta[p], present[p]) for p in bucket.params],
-                max_bytes(bucket.params[0].device),
-            )
+            self._step(bucket, group, state, masters, momenta, present, max_bytes(bucket.params[0].device))
             for bucket, group in buckets
             if bucket.waves and any(present[p] for p in bucket.params)
         ]
+
+    def _step(
+        self,
+        bucket: Bucket,
+        group: dict[str, Any],
+        state: dict[Tensor, Any],
+        masters: Masters,
+        momenta: dict[Tensor, Tensor],
+        present: dict[Tensor, bool],
+        max_bytes: int,
+    ) -> BucketStep:
+        params = [p for p in bucket.params if present[p]]
+        targets = masters.open(params, state, group["master_dtype"])
+        opened = dict(zip(params, targets, strict=True))
+        here = [parts(p, opened.get(p, p), self._members[p], momenta[p], present[p]) for p in bucket.params]
+        return BucketStep(bucket, group, here, max_bytes, partial(masters.close, params, targets))
 
     def explain(
         self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], max_bytes: Callable[[torch.device], int]

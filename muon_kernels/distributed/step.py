@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..coefficients import resolve_coefficients
 from ..ops import apply, prologue
 from ..orthogonalize import Orthogonalizer, scratch_bytes
+from ..variants.weight_decay import with_cautious_decay
 from ..workspace import plan_waves
 from .exchange import Segment, Wave
 from .layout import Piece
@@ -54,8 +55,11 @@ class BucketStep:
     bits; it sums the squares of the assembled matrix in the order in which the reference prologue does.
     """
 
-    def __init__(self, bucket: Bucket, group: dict[str, Any], parts: Sequence[Local], max_bytes: int) -> None:
+    def __init__(
+        self, bucket: Bucket, group: dict[str, Any], parts: Sequence[Local], max_bytes: int, close: Callable[[], None]
+    ) -> None:
         self._bucket, self._group, self._parts, self._max_bytes = bucket, group, parts, max_bytes
+        self._close = close
         self._assignments = bucket.plan.assignments
         self._grad_scale: Tensor | None = None
         self._found_inf: Tensor | None = None
@@ -81,6 +85,7 @@ class BucketStep:
             leaving = scattered
         assert leaving is not None
         self._finish(waves[-1], leaving)
+        self._close()
 
     def _active(self, segment: Segment) -> bool:
         return self._part(segment).grad is not None
@@ -159,13 +164,19 @@ class BucketStep:
         copied = self._bucket.team.start(wave.copy, send, "copying updates").wait()
         came = [(s, scattered) for s in wave.scatter.receive] + [(s, copied) for s in wave.copy.receive]
         came = [(s, buffer) for s, buffer in came if self._active(s)]
-        lr = self._group["lr"]
+        params = [_cut(self._part(s).param, s.piece) for s, _ in came]
+        updates = [_read(buffer, s) for s, buffer in came]
+        scales = [self._bucket.scales[s.number] for s, _ in came]
+        lr, weight_decay = self._group["lr"], self._group["weight_decay"]
+        if came and self._group["weight_decay_rule"] == "cautious":
+            updates = with_cautious_decay([update[None] for update in updates], params, scales, weight_decay)
+            weight_decay, scales = 0.0, [1.0] * len(scales)
         apply(
-            [_cut(self._part(s).param, s.piece) for s, _ in came],
-            [_read(buffer, s) for s, buffer in came],
+            params,
+            updates,
             lr=lr.to(self.device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
-            weight_decay=self._group["weight_decay"],
-            scales=[self._bucket.scales[s.number] for s, _ in came],
+            weight_decay=weight_decay,
+            scales=scales,
             found_inf=self._found_inf,
         )
 
