@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 from torch.optim.nadam import nadam
 
 from .distributed.binding import local
+from .matrices import ordered_like
 from .variants.rounding import rounding_keys, stochastically_rounded
 
 ALGORITHMS = ("adamw", "nadam")
@@ -73,19 +74,19 @@ def step(
     found_inf: Tensor | None,
 ) -> None:
     """One step of the group's algorithm over `params` with their gradients, which stay as they are; a gradient of
-    another dtype is converted, and averages of another dtype (a checkpoint's) are kept in the parameter's from now on.
+    another dtype or memory order is converted: torch's fused kernels take the elements as they lie. Averages of another
+    (a checkpoint's) are kept in the parameter's from now on.
 
     With `found_inf` set AdamW skips on the device; NAdam, which torch has no fused kernel for, reads the flag first.
     DTensors are stepped by their local tensors, so that those of several meshes may be in one group.
     """
-    grads = [local(g).to(p.dtype) for p, g in zip(params, grads, strict=True)]
+    grads = [ordered_like(local(p), local(g).to(p.dtype)) for p, g in zip(params, grads, strict=True)]
     if grad_scale is not None:
         # torch's kernels would unscale the gradients in place.
         grads = [(g / grad_scale).to(g.dtype) for g in grads]
     for p, state in zip(params, states, strict=True):
         for key in ("exp_avg", "exp_avg_sq"):
-            if state[key].dtype != p.dtype:
-                state[key] = state[key].to(p.dtype)
+            state[key] = ordered_like(p, state[key].to(p.dtype))
     params = [local(p.detach()) for p in params]
     exp_avgs, exp_avg_sqs, steps = ([local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     beta1, beta2 = group["betas"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from distributed_jobs import EXPERT_LIES, LIES
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from muon_kernels import Muon
-from muon_kernels.variants import AdaMuon
+from muon_kernels.variants import AdaMuon, Int8Momentum
 
 
 def refused_at_construction() -> list[str]:
@@ -42,7 +44,11 @@ def variants_at_construction(kind: str) -> list[str]:
     make = lambda: nn.Parameter(lies.put(torch.ones(4, 4), lies.mesh()))  # noqa: E731
     optimizer = Muon([make()], **lies.options())
     texts = []
-    for options in ({"normalizer": AdaMuon()}, {"weight_decay_rule": "cautious"}):
+    for options in (
+        {"momentum_store": Int8Momentum()},
+        {"normalizer": AdaMuon()},
+        {"weight_decay_rule": "cautious"},
+    ):
         try:
             optimizer.add_param_group({"params": [make()], **options})
         except ValueError as error:
@@ -60,14 +66,14 @@ def wrong_process_group() -> str:
     raise AssertionError("nothing was raised")
 
 
-def master_copies() -> list[str]:
-    """Of parameters that several ranks share, as DTensors and as plain tensors, with Muon and without."""
+def exact_parameters(options: dict[str, Any]) -> list[str]:
+    """Of those that several ranks share, as DTensors and as plain tensors, with Muon and without."""
     raised = []
     for use_muon in (True, False):
         for lies in (LIES["FSDP"], LIES["DDP"]):
             p = nn.Parameter(lies.put(torch.zeros(4, 4, dtype=torch.bfloat16), lies.mesh()))
             try:
-                Muon([{"params": [p], "use_muon": use_muon}], master_dtype=torch.float32, **lies.options())
+                Muon([{"params": [p], "use_muon": use_muon}], **options, **lies.options())
             except ValueError as error:
                 raised.append(str(error))
     return raised

@@ -90,3 +90,25 @@ def test_state_round_trip():
     other = Muon(copies, lr=0.7)
     other.load_state_dict(optimizer.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(run(optimizer, 2, first=2), run(other, 2, first=2), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"rounding": "stochastic"}, {"master_dtype": torch.float32}])
+@pytest.mark.parametrize("algorithm", ["adamw", "nadam"])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_gradients_and_averages_that_lie_otherwise(order, algorithm, options):
+    """torch's fused kernels would pair elements by where they lie."""
+    start, grads = torch.randn(4, 3, 2, 2).bfloat16(), [torch.randn(4, 3, 2, 2).bfloat16() for _ in range(3)]
+    ends = []
+    for lies in (torch.channels_last, torch.contiguous_format):
+        p = nn.Parameter(start.to(memory_format=lies, copy=True))
+        optimizer = Muon([{"params": [p], "use_muon": False, "algorithm": algorithm}], lr=0.1, **options)
+        for i, grad in enumerate(grads):
+            p.grad = grad.to(memory_format=order)
+            optimizer.step()
+            if i == 1:  # a checkpoint of a model that lies otherwise
+                saved = optimizer.state_dict()
+                for key in ("exp_avg", "exp_avg_sq"):
+                    saved["state"][0][key] = saved["state"][0][key].to(memory_format=order, copy=True)
+                optimizer.load_state_dict(saved)
+        ends.append(p.detach())
+    assert torch.equal(*ends) and not torch.equal(ends[0], start)

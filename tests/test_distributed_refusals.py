@@ -2,6 +2,7 @@
 
 import distributed_refusal_jobs as jobs
 import pytest
+import torch
 
 
 def test_what_has_no_plan_is_refused(ranks):
@@ -21,6 +22,7 @@ def test_what_has_no_plan_is_refused(ranks):
 def test_variants_are_refused(ranks, kind):
     for texts in ranks(4).run(jobs.variants_at_construction, kind):
         assert texts == [
+            "momentum_store must be None for parameters that several ranks share, got Int8Momentum(block_size=256)",
             "normalizer must be None for parameters that several ranks share, got AdaMuon(beta2=0.95, eps=1e-08)",
             "weight_decay_rule must be decoupled for parameters that several ranks share, got cautious",
         ]
@@ -31,6 +33,13 @@ def test_a_process_group_must_be_a_line(ranks):
         assert text.startswith("process_group must be a ProcessGroup or a 1-D DeviceMesh, got DeviceMesh")
 
 
-def test_no_master_copies_of_what_ranks_share(ranks):
-    message = "master_dtype must be None for parameters that several ranks share, got torch.float32"
-    assert ranks(4).run(jobs.master_copies) == [[message] * 4] * 4
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"master_dtype": torch.float32}, "master_dtype must be None for {}, got torch.float32"),
+        ({"rounding": "stochastic"}, "rounding must be nearest for {}, got stochastic"),
+    ],
+)
+def test_no_masters_and_no_stochastic_rounding_of_what_ranks_share(ranks, options, message):
+    text = message.format("parameters that several ranks share")
+    assert ranks(4).run(jobs.exact_parameters, options) == [[text] * 4] * 4

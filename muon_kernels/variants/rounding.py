@@ -79,19 +79,16 @@ def stochastically_rounded(
     A value that bfloat16 has stays as it is, infinities and the sign of zero included; NaN stays NaN.
 
     Args:
-        params: bfloat16, any shapes and strides.
+        params: bfloat16, any shapes and strides; at least one.
         keys: one int64 [] for each.
         found_inf: one float32; nonzero leaves the keys as they were.
     """
-    if not params:
-        yield []
-        return
     flat, copies = pack([p.shape for p in params], _UNIT, torch.float32, params[0].device)
     torch._foreach_copy_(copies, list(params))
     yield copies
     not_numbers = flat.isnan()
     bits = flat.view(torch.int32).view(-1, 2)  # a hash serves two elements
-    hashes = _hashes([-(-c.numel() // _UNIT) * _UNIT // 2 for c in copies], keys)
+    hashes = _hashed(_numbered([-(-c.numel() // _UNIT) * _UNIT // 2 for c in copies], keys))
     bits[:, 0].add_(hashes & 0xFFFF)
     bits[:, 1].add_(hashes >> 16)
     bits.bitwise_and_(-0x10000)
@@ -104,13 +101,17 @@ def stochastically_rounded(
         torch._foreach_add_(list(keys), [step] * len(keys))
 
 
-def _hashes(counts: Sequence[int], keys: Sequence[Tensor]) -> Tensor:
-    """Hashes in [0, 2^32), int64 [sum of counts]: counts[i] of them for keys[i], for one i after the other."""
+def _numbered(counts: Sequence[int], keys: Sequence[Tensor]) -> Tensor:
+    """keys[i], keys[i] + 1, ... modulo 2^32, counts[i] of them, for one i after the other: int64 [sum of counts]."""
     numbers = torch.arange(max(counts), device=keys[0].device)
     x = torch.empty(sum(counts), dtype=torch.int64, device=keys[0].device)
     for part, key in zip(x.split(list(counts)), keys, strict=True):
         torch.add(numbers[: len(part)], key, out=part)
-    x.bitwise_and_(_MASK)
+    return x.bitwise_and_(_MASK)
+
+
+def _hashed(x: Tensor) -> Tensor:
+    """Integers in [0, 2^32), int64, as hashes in that range; overwrites them."""
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):  # below 2^31: no product overflows
         x.bitwise_xor_(x >> shift).mul_(factor).bitwise_and_(_MASK)
     return x.bitwise_xor_(x >> 15)
