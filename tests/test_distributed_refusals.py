@@ -2,7 +2,6 @@
 
 import distributed_refusal_jobs as jobs
 import pytest
-import torch
 
 
 def test_what_has_no_plan_is_refused(ranks):
@@ -24,7 +23,7 @@ def test_variants_are_refused(ranks, kind):
         assert texts == [
             "momentum_store must be None for parameters that several ranks share, got Int8Momentum(block_size=256)",
             "normalizer must be None for parameters that several ranks share, got AdaMuon(beta2=0.95, eps=1e-08)",
-            "weight_decay_rule must be decoupled for parameters that several ranks share, got cautious",
+            "period must be None for parameters that several ranks share, got 2",
         ]
 
 
@@ -33,13 +32,6 @@ def test_a_process_group_must_be_a_line(ranks):
         assert text.startswith("process_group must be a ProcessGroup or a 1-D DeviceMesh, got DeviceMesh")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"master_dtype": torch.float32}, "master_dtype must be None for {}, got torch.float32"),
-        ({"rounding": "stochastic"}, "rounding must be nearest for {}, got stochastic"),
-    ],
-)
-def test_no_masters_and_no_stochastic_rounding_of_what_ranks_share(ranks, options, message):
-    text = message.format("parameters that several ranks share")
-    assert ranks(4).run(jobs.exact_parameters, options) == [[text] * 4] * 4
+def test_no_stochastic_rounding_of_what_ranks_share(ranks):
+    message = "rounding must be nearest for parameters that several ranks share, got stochastic"
+    assert ranks(4).run(jobs.stochastic_rounding) == [[message] * 4] * 4
