@@ -10,8 +10,7 @@ from muon_kernels.variants import NorMuon
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
 
-SHAPES = [(12, 8), (4, 6, 2), (15, 8)]
-LAYOUTS = [None, "flatten", "qkv"]
+SHAPES = [(12, 8), (5, 10), (4, 6, 2), (15, 8)]
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +19,8 @@ def _compiled_anew():
 
 
 def optimizer_of(params, lr, options):
-    groups = [{"params": [p], "layout": layout} for p, layout in zip(params, LAYOUTS, strict=True)]
+    plain, flattened, fused = params[:2], params[2:3], params[3:]
+    groups = [{"params": plain}, {"params": flattened, "layout": "flatten"}, {"params": fused, "layout": "qkv"}]
     return Muon(groups, lr=lr, ns_steps=2, **options)
 
 
