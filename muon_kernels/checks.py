@@ -17,7 +17,6 @@ from .scaling import resolve_rule
 from .variants.normalizers import check_normalizer
 from .variants.weight_decay import check_rule
 
-
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in COMPUTE_DTYPES}
 
 

@@ -1,10 +1,9 @@
 """Beside the packages themselves, where they are installed: the same parameters after 20 steps."""
 
-import importlib
-
 import pytest
 import torch
 from optimizers import make_params, set_grads
+from peers import module, timm_optim
 from torch import nn
 
 from muon_kernels import Muon, param_groups_for
@@ -13,14 +12,6 @@ from muon_kernels.variants import AdaMuon
 
 STEPS = 20
 SHAPES = [(64, 64), (96, 40), (40, 200), (12, 100)]
-
-
-def module(name):
-    """An installed package's module; skips by name where it is missing or does not import."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        pytest.skip(f"{name} does not import: {error}")
 
 
 def run_all(runs, steps, first=0):
@@ -52,7 +43,7 @@ TIMM_SHAPES = [*SHAPES, (16, 8, 3, 3), (7,), (8, 1, 3, 3), (600, 4)]
 
 
 def timm_pair(**options):
-    timm = module("timm.optim.muon")
+    timm = timm_optim()
     theirs, mine = make_params(torch.float32, TIMM_SHAPES), make_params(torch.float32, TIMM_SHAPES)
     defaults = {"lr": 0.02, "weight_decay": 0.0, "nesterov": False, "ns_coefficients": "quintic"}
     defaults |= {"adjust_lr_fn": "match_rms_adamw"} | options

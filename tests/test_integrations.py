@@ -1,23 +1,14 @@
 """Training loops of other packages: a run that is stopped and resumed ends bitwise where an uninterrupted one does."""
 
-import importlib
-
 import pytest
 import torch
+from peers import module
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from muon_kernels import Muon, param_groups_for
 
 COUNT = 32
-
-
-def module(name):
-    """An installed package; skips by name where it is missing or does not import."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        pytest.skip(f"{name} does not import: {error}")
 
 
 class Digits(Dataset):
