@@ -105,8 +105,8 @@ def rule_of_torch(name):
     ids=str,
 )
 def test_every_option_of_torch_optim_muon(options):
-    """torch rounds the chain to bfloat16: measured with 2.13, and with the module of 2.14.1, at most 1.6e-2 of the way that
-    a parameter moved."""
+    """torch rounds the chain to bfloat16: with 2.13, and with the module of 2.14.1, at most 1.6e-2 of the way that a
+    parameter moved was measured."""
     rule = options.get("adjust_lr_fn")
     if not rule_of_torch(rule):
         pytest.skip(f"torch {torch.__version__} has no rule {rule!r}")
