@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from .coefficients import resolve_coefficients
 from .matrices import freeze_layout
-from .orthogonalize import check_coefficients, check_options
+from .orthogonalize import COMPUTE_DTYPES, check_coefficients, check_options
 from .periodic import check_period
 from .preconditioning import check_preconditioning
 from .scaling import resolve_rule
@@ -19,9 +21,23 @@ from .variants.normalizers import check_normalizer
 from .variants.rounding import check_rounding
 from .variants.weight_decay import check_rule
 
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in COMPUTE_DTYPES}
+
+
+def with_dtypes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with dtypes in the place of their names, as a configuration file writes them; the checks refuse others."""
+    named = ("compute_dtype", "momentum_dtype", "master_dtype")
+    return dict(options) | {key: _DTYPES.get(options[key], options[key]) for key in named if key in options}
+
 
 def check_common(options: dict[str, Any]) -> None:
-    """Raises ValueError for an option of any group that is out of its range."""
+    """Raises TypeError or ValueError for an option of any group that is out of its range."""
+    for name in ("lr", "weight_decay", "momentum", "eps", "safety_factor"):
+        if not isinstance(options[name], (Real, Tensor)):
+            raise TypeError(f"{name} must be a number, got {options[name]!r}")
+    for name in ("nesterov", "maximize"):
+        if isinstance(options[name], str):  # any but the empty one is true, "false" too
+            raise TypeError(f"{name} must be True or False, got {options[name]!r}")
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")

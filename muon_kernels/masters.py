@@ -22,7 +22,7 @@ class Masters:
     """Opens the copies before a step and rounds them back after it. Those of DTensors lie as they do.
 
     A parameter that was changed in between (a model's `load_state_dict`) wins over its copy, value by value. It is seen
-    by its version counter, which `param.data` bypasses.
+    by its version counter, which `param.data` bypasses; a compiler cannot trace that and compares the values always.
     """
 
     def __init__(self) -> None:
@@ -41,14 +41,15 @@ class Masters:
         copied = [(p, target) for p, target in zip(params, targets, strict=True) if target is not p]
         if copied:
             torch._foreach_copy_([local(p.detach()) for p, _ in copied], [local(target) for _, target in copied])
-        for p, _ in copied:
-            self._written[p] = p._version
+        if not torch.compiler.is_compiling():
+            for p, _ in copied:
+                self._written[p] = p._version
 
     def _open(self, p: Tensor, state: dict[str, Any], dtype: torch.dtype) -> Tensor:
         master = state.get("master")
         if master is None:
             state["master"] = master = p.detach().to(dtype, memory_format=torch.preserve_format)
-        elif self._written.get(p) != p._version:
+        elif torch.compiler.is_compiling() or self._written.get(p) != p._version:
             mine, theirs = local(master), local(p.detach())
             mine.copy_(torch.where(theirs == mine.to(p.dtype), mine, theirs.to(mine.dtype)))
         return master

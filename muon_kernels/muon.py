@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import auxiliary
 from .buckets import Bucket, build_buckets, lr_scale, open_bucket, open_bytes
-from .checks import check_common, check_grads, check_muon, check_shared
+from .checks import check_common, check_grads, check_muon, check_shared, with_dtypes
 from .coefficients import ORIGINAL, Coefficients, Row, freeze_coefficients, resolve_coefficients
 from .distributed.binding import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
@@ -79,7 +79,8 @@ class Muon(Optimizer):
         method: "auto", "standard", "gram", "squaring" or "svd"; see `orthogonalize`.
         safety_factor: the norm is taken this much larger.
         preconditioning: "frobenius" or "aol"; see `orthogonalize`.
-        compute_dtype: precision of the chain; default: float16 on CUDA, bfloat16 (or float32) on the CPU.
+        compute_dtype: precision of the chain, like the two below a dtype or its name ("bfloat16"); default: float16 on
+            CUDA, bfloat16 (or float32) on the CPU.
         momentum_dtype: dtype of the momentum buffers; default: that of the gradient (of a parameter that several ranks
             share: its own).
         master_dtype: parameters with fewer bits keep a copy in this dtype ("master" in their state), which is stepped
@@ -133,9 +134,9 @@ class Muon(Optimizer):
         method: Method = "auto",
         safety_factor: float = 1.0,
         preconditioning: Preconditioning = "frobenius",
-        compute_dtype: torch.dtype | None = None,
-        momentum_dtype: torch.dtype | None = None,
-        master_dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype | str | None = None,
+        momentum_dtype: torch.dtype | str | None = None,
+        master_dtype: torch.dtype | str | None = None,
         momentum_store: Int8Momentum | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,
@@ -172,6 +173,7 @@ class Muon(Optimizer):
             "normalizer": normalizer,
             "weight_decay_rule": weight_decay_rule,
         }
+        defaults = with_dtypes(defaults)
         check_common(defaults)
         check_muon(defaults)
         if max_workspace_bytes is not None and max_workspace_bytes <= 0:
@@ -186,7 +188,7 @@ class Muon(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`; the group's options and shapes are checked first."""
-        group = dict(param_group)
+        group = with_dtypes(param_group)
         group["use_muon"] = bool(group.get("use_muon", True)) and not group.pop("use_fallback", False)
         if not group["use_muon"]:
             group = auxiliary.DEFAULTS | group

@@ -142,6 +142,7 @@ class Orthogonalizer:
             self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype, factored)
             self.factored = None not in self._plan.factors
             self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
+            # One view of another dtype for all: torch.compile takes two for tensors that share no memory (torch 2.13).
             raw = self._workspace.view(raw_dtype)
             self.inputs = [view(raw, buffer) for buffer in self._plan.inputs]
 
@@ -289,6 +290,12 @@ def polar_factor(matrices: Tensor) -> Tensor:
     return torch.where(finite, kept @ vh, torch.nan)
 
 
+# Asked once: torch.compile would break the graph at these questions.
+_CPU_COMPUTE_DTYPE = (
+    torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+)
+
+
 def default_compute_dtype(device: torch.device) -> torch.dtype:
     """float16 on CUDA; on the CPU bfloat16 where the processor multiplies it natively, else float32.
 
@@ -297,10 +304,7 @@ def default_compute_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return torch.float16
-    if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16
+    return _CPU_COMPUTE_DTYPE if device.type == "cpu" else torch.bfloat16
 
 
 def check_coefficients(method: str, coefficients: Coefficients, steps: int) -> None:

@@ -7,7 +7,7 @@ from test_ops import calls
 from torch import nn
 
 import muon_kernels
-from muon_kernels import Muon, orthogonalize
+from muon_kernels import Muon, orthogonalize, param_groups_for
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import resolve_method
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, polynomial_oracle
@@ -128,6 +128,68 @@ def test_graph_capture_follows_gradients_and_learning_rate():
         torch.cuda.synchronize()
         for mine, other in zip((*params, aux[1]), (*eager_params, aux[0]), strict=True):
             assert torch.equal(mine, other)
+
+
+def test_graph_capture_of_a_training_step():
+    """Forward, backward and step in one CUDA graph follow the batches and the learning rate as eager training does."""
+    rate = torch.tensor(0.02, device="cuda")
+    batch, labels = torch.empty(32, 64, device="cuda"), torch.empty(32, dtype=torch.int64, device="cuda")
+
+    def training():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 128), nn.LayerNorm(128), nn.Linear(128, 8))
+        optimizer = Muon(param_groups_for(model.cuda()), lr=rate)
+
+        def train_step():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(batch), labels)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return list(model.parameters()), train_step
+
+    def next_batch(step):
+        generator = torch.Generator("cuda").manual_seed(step)
+        batch.normal_(generator=generator)
+        labels.random_(8, generator=generator)
+        rate.fill_(0.02 / (step + 1))
+
+    eager_params, eager_step = training()
+    params, train_step = training()
+    next_batch(0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            eager_step()
+            train_step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = train_step()
+    for step in range(1, 5):
+        next_batch(step)
+        graph.replay()
+        torch.testing.assert_close(loss, eager_step(), rtol=1e-3, atol=1e-3)
+        for mine, other in zip(params, eager_params, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)  # a step moves some by 4e-3 and more
+
+
+def test_a_compiled_step():
+    """In float16, whose chains end in the product that is applied to the parameters, bitwise the eager step."""
+    torch.compiler.reset()
+    rate = torch.tensor(0.1, device="cuda")
+    eager, compiled = gpu_params(), gpu_params()
+    reference, optimizer = Muon(eager, lr=rate), Muon(compiled, lr=rate)
+    step = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager")
+    for i in range(3):
+        rate.fill_(0.1 / (i + 1))
+        for params in (eager, compiled):
+            set_grads(params, i)
+        reference.step()
+        step()
+        assert all(torch.equal(a, b) for a, b in zip(compiled, eager, strict=True))
 
 
 def test_no_synchronisation():

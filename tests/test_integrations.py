@@ -1,23 +1,16 @@
 """Training loops of other packages: a run that is stopped and resumed ends bitwise where an uninterrupted one does."""
 
-import importlib
-
 import pytest
 import torch
+from peers import module
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from muon_kernels import Muon, param_groups_for
 
 COUNT = 32
-
-
-def module(name):
-    """An installed package; skips by name where it is missing or does not import."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        pytest.skip(f"{name} does not import: {error}")
+CLIP = 0.1
+"""Below the norm of every gradient."""
 
 
 class Digits(Dataset):
@@ -50,7 +43,14 @@ class Net(nn.Module):
 
 
 def optimizer_and_schedule(model):
+    """Of 8 steps, whose gradients must have been clipped."""
     optimizer = Muon(param_groups_for(model, muon={"lr": 0.02}, auxiliary={"lr": 3e-3}))
+
+    def check(*_):
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        assert 0 < norm <= 1.01 * CLIP
+
+    optimizer.register_step_post_hook(check)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
 
 
@@ -59,7 +59,55 @@ def assert_equal(a, b):
     assert not any(torch.equal(p, q) for p, q in zip(a.parameters(), Net().parameters(), strict=True))
 
 
-def test_transformers_trainer(tmp_path):
+@pytest.fixture
+def _fresh_accelerate():
+    """accelerate keeps device and precision for the whole process."""
+    state = module("accelerate.state")
+
+    def reset():
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.mark.usefixtures("_fresh_accelerate")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate(tmp_path, precision):
+    """Two batches a step; `save_state` after half of the steps."""
+    accelerate = module("accelerate")
+
+    def prepared():
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision=precision)
+        model = Net()
+        optimizer, schedule = optimizer_and_schedule(model)
+        return accelerator, accelerator.prepare(model, optimizer, schedule, DataLoader(Digits(), batch_size=4))
+
+    def epoch(accelerator, model, optimizer, schedule, loader):
+        for batch in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(model(**batch)["loss"])
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), CLIP)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+
+    accelerator, whole = prepared()
+    epoch(accelerator, *whole)
+    accelerator.save_state(tmp_path)
+    epoch(accelerator, *whole)
+    accelerator, resumed = prepared()
+    accelerator.load_state(tmp_path)
+    epoch(accelerator, *resumed)
+    assert_equal(whole[0], resumed[0])
+
+
+@pytest.mark.usefixtures("_fresh_accelerate")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_transformers_trainer(tmp_path, bf16):
     transformers = module("transformers")
 
     def trainer():
@@ -72,7 +120,8 @@ def test_transformers_trainer(tmp_path):
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
-            max_grad_norm=1.0,
+            bf16=bf16,
+            max_grad_norm=CLIP,
             seed=3,
         )
         optimizers = optimizer_and_schedule(model)
@@ -100,21 +149,25 @@ def test_lightning_trainer(tmp_path, precision):
             optimizer, schedule = optimizer_and_schedule(self.net)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    class AMPModule(Module):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            # Under AMP Lightning's own raises for optimizers that unscale gradients, like torch's fused ones.
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def fit(epochs, resume=None):
-        model = Module()
+        model = Module() if precision == "32-true" else AMPModule()
         trainer = lightning.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
             devices=1,
             precision=precision,
-            # Lightning clips no gradients under AMP for optimizers that unscale them, like torch's fused ones.
-            gradient_clip_val=1.0 if precision == "32-true" else None,
+            gradient_clip_val=CLIP,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(model, DataLoader(Digits(), batch_size=4), ckpt_path=resume)
+        trainer.fit(model, DataLoader(Digits(), batch_size=8), ckpt_path=resume)
         return model, trainer
 
     checkpoint = tmp_path / "epoch.ckpt"

@@ -78,9 +78,20 @@ def test_keller_jordan(dtype):
     assert distance(ours, theirs) <= 2 * distance(theirs, expected)
 
 
+def rule_of_torch(name):
+    """Whether the installed torch has the rule: "spectral_unclamped" came with 2.14."""
+    try:
+        torch.optim.Muon(make_params(torch.float32, [(2, 2)]), adjust_lr_fn=name)
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {},
+        {"lr": torch.tensor(0.02)},
         {"nesterov": False},
         {"weight_decay": 0.0},
         {"momentum": 0.0},
@@ -88,16 +99,23 @@ def test_keller_jordan(dtype):
         {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 12},
         {"adjust_lr_fn": "original"},
         {"adjust_lr_fn": "match_rms_adamw"},
+        {"adjust_lr_fn": "spectral_unclamped"},
         {"eps": 1.0},
     ],
+    ids=str,
 )
 def test_every_option_of_torch_optim_muon(options):
+    """torch rounds the chain to bfloat16: with 2.13, and with the module of 2.14.1, at most 1.6e-2 of the way that a
+    parameter moved was measured."""
+    rule = options.get("adjust_lr_fn")
+    if not rule_of_torch(rule):
+        pytest.skip(f"torch {torch.__version__} has no rule {rule!r}")
     start = make_params(torch.float32)
-    torchs = run(torch.optim.Muon(make_params(torch.float32), lr=0.02, **options), 3)
-    ours = run(Muon(make_params(torch.float32), lr=0.02, **options, compute_dtype=torch.float32), 3)
+    options = {"lr": 0.02} | options
+    torchs = run(torch.optim.Muon(make_params(torch.float32), **options), STEPS)
+    ours = run(Muon(make_params(torch.float32), **options, compute_dtype=torch.float32), STEPS)
     for a, b, p in zip(ours, torchs, start, strict=True):
-        # torch rounds the chain to bfloat16: measured at most 1.9e-2 of the way moved.
-        assert (a - b).norm() <= 0.04 * (b - p).norm()
+        assert (a - b).norm() <= 0.03 * (b - p).norm()
 
 
 def test_signature_is_torchs():
