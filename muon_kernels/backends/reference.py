@@ -63,15 +63,13 @@ def prologue(
         if found_inf is not None:
             m = torch.where(found_inf != 0, torch.zeros_like(m), m)
         out.copy_(m)
-        sumsq[i] = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float64).square().sum()
+        sumsq[i] = _sum_of_squares(out)
 
 
 def sum_squares(xs: list[Tensor], sumsq: Tensor) -> None:
     """See `muon_kernels.ops.sum_squares`."""
-    first = 0
-    for x in xs:
-        sumsq[first : first + x.shape[0]] = torch.linalg.vector_norm(x, dim=(-2, -1), dtype=torch.float64).square()
-        first += x.shape[0]
+    for i, matrix in enumerate(matrix for x in xs for matrix in x.unbind(0)):
+        sumsq[i] = _sum_of_squares(matrix)
 
 
 def normalize(xs: list[Tensor], sumsq: Tensor, outs: list[Tensor], *, eps: float, safety_factor: float) -> None:
@@ -172,6 +170,11 @@ def _symmetric_product(a: Tensor, b: Tensor, c: Tensor | None, out: Tensor, alph
     lower = out[bottom, top]
     _product(a[bottom], b[:, top], None if c is None else c[bottom, top], lower, alpha, beta)
     out[top, bottom].copy_(lower.mT)
+
+
+def _sum_of_squares(matrix: Tensor) -> Tensor:
+    """In float64, rows first: the same bits in `prologue` and in `sum_squares`, whatever else is in the call."""
+    return torch.linalg.vector_norm(matrix, dim=-1, dtype=torch.float64).square().sum()
 
 
 def _math_dtype(*tensors: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..coefficients import resolve_coefficients
-from ..ops import apply, prologue
+from ..ops import apply, prologue, sum_squares
 from ..orthogonalize import Orthogonalizer, scratch_bytes
 from ..variants.weight_decay import with_cautious_decay
 from ..workspace import plan_waves
@@ -52,7 +52,7 @@ class BucketStep:
     """One step of a bucket, with its group's options.
 
     What the prologue writes travels in the dtype in which one process would keep it, so that an owner sees the same
-    bits; it sums the squares of the assembled matrix in the order in which the reference prologue does.
+    bits; it sums the squares of the assembled matrix by `sum_squares`, on a CPU in the order of the prologue.
     """
 
     def __init__(
@@ -145,7 +145,8 @@ class BucketStep:
             for number, matrix in zip(numbers, matrices, strict=True):
                 for segment in wave.gather.received[number]:
                     _within(matrix, segment.piece).copy_(_read(gathered, segment))
-            sumsq = torch.stack([_sum_of_squares(matrix) for matrix in matrices])
+            sumsq = torch.empty(len(matrices), dtype=torch.float64, device=self.device)
+            sum_squares(chain.inputs, sumsq)
             orthogonal = chain.run(chain.inputs, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
             done = [matrix for batch in orthogonal for matrix in batch.unbind(0)]
             for number, matrix in zip(numbers, done, strict=True):
@@ -194,8 +195,3 @@ def _within(matrix: Tensor, piece: Piece) -> Tensor:
 def _read(buffer: Tensor, segment: Segment) -> Tensor:
     """A segment of a buffer as [rows, cols]."""
     return buffer[segment.offset : segment.stop].view(segment.piece.rows, segment.piece.cols)
-
-
-def _sum_of_squares(matrix: Tensor) -> Tensor:
-    """As the reference prologue sums: rows first, in float64. Another order would change the last bits."""
-    return torch.linalg.vector_norm(matrix, dim=-1, dtype=torch.float64).square().sum()
