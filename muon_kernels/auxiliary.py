@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.nadam import nadam
 
-from .distributed.binding import local
+from .distributed.dtensors import local
 from .matrices import ordered_like
 from .variants.rounding import rounding_keys, stochastically_rounded
 

@@ -17,7 +17,7 @@ from .periodic import check_period
 from .preconditioning import check_preconditioning
 from .scaling import resolve_rule
 from .variants.int8_momentum import check_momentum_store
-from .variants.normalizers import check_normalizer
+from .variants.normalizers import NorMuon, check_normalizer
 from .variants.rounding import check_rounding
 from .variants.weight_decay import check_rule
 
@@ -76,10 +76,15 @@ def check_shared(group: dict[str, Any]) -> None:
     """Raises ValueError for an option that parameters of several ranks cannot have."""
     plain: dict[str, str | None] = {"rounding": "nearest"}
     if group["use_muon"]:
-        plain |= {"momentum_store": None, "normalizer": None, "period": None}
+        plain |= {"momentum_store": None, "period": None}
     for name, value in plain.items():
         if group[name] != value:
             raise ValueError(f"{name} must be {value} for parameters that several ranks share, got {group[name]}")
+    if group["use_muon"] and not isinstance(group["normalizer"], NorMuon | None):
+        raise ValueError(
+            "normalizer must be None or NorMuon(...) for parameters that several ranks share, "
+            f"got {group['normalizer']}"
+        )
 
 
 def _check_dtype(name: str, dtype: torch.dtype | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .distributed.binding import local
+from .distributed.dtensors import local
 
 States = Mapping[Tensor, dict[str, Any]]
 

@@ -13,7 +13,7 @@ from . import auxiliary
 from .buckets import Bucket, build_buckets, lr_scale, open_bucket, open_bytes
 from .checks import check_common, check_grads, check_muon, check_shared, with_dtypes
 from .coefficients import ORIGINAL, Coefficients, Row, freeze_coefficients, resolve_coefficients
-from .distributed.binding import grad_like_param, is_dtensor
+from .distributed.dtensors import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
 from .masters import Masters
@@ -100,7 +100,7 @@ class Muon(Optimizer):
             store or stochastic rounding, not for parameters that several ranks share.
         block_lr_scale: what lr is multiplied by in the steps of the blocks.
         normalizer: what divides an orthogonalised update by the root of its second moment: None, or `NorMuon` or
-            `AdaMuon` of `muon_kernels.variants`. Not for parameters that several ranks share.
+            `AdaMuon` of `muon_kernels.variants`; AdaMuon not for parameters that several ranks share.
         weight_decay_rule: "decoupled", or "cautious", which decays only where update and parameter agree in sign; of
             groups with Muon.
         max_workspace_bytes: bound on scratch memory; a model that needs more is stepped in waves, and a single matrix

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from distributed_jobs import LIES, SHAPES, Pair, full_tensors
 from torch.distributed.tensor import DTensor
 
-from muon_kernels.distributed.binding import local
+from muon_kernels.distributed.dtensors import local
 
 
 def grads_come_and_go(kind: str) -> None:

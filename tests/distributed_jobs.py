@@ -16,7 +16,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from muon_kernels import Muon
-from muon_kernels.distributed.binding import local
+from muon_kernels.distributed.dtensors import local
+from muon_kernels.variants import NorMuon
 
 SHAPES = [(1, 9), (7, 5), (5, 33), (3, 24), (16, 16), (24, 40), (40, 24), (33, 7), (16, 16)]
 """Rows and columns that 2 and 4 ranks cannot share evenly, fewer rows than ranks, equal shapes."""
@@ -104,9 +105,9 @@ class Pair:
             expected = local(self.lies.put(p.detach(), self.mesh))
             assert torch.equal(local(q.detach()), expected), (i, tuple(p.shape), "parameter")
             state = self.many.state[q]
-            assert state.keys() - {"momentum_buffer", "master"} == set()
+            assert state.keys() - {"momentum_buffer", "master", NorMuon.key} == set()
             for key, buffer in state.items():
-                blank = p.detach() if key == "master" else torch.zeros_like(p)
+                blank = p.detach() if key == "master" else torch.zeros(buffer.shape)
                 whole = self.one.state[p].get(key, blank.to(buffer.dtype))
                 if isinstance(buffer, DTensor):
                     whole = distribute_tensor(whole.clone(), buffer.device_mesh, buffer.placements, src_data_rank=None)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from muon_kernels import Muon
-from muon_kernels.distributed.binding import is_dtensor
+from muon_kernels.distributed.dtensors import is_dtensor
 
 KINDS = ("alone", "FSDP", "HSDP", "FSDP x TP", "DDP", "DDP, state in rows")
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from distributed_jobs import EXPERT_LIES, EXPERTS, LIES, SHAPES, equals_one_process, explained, traffic
 
+from muon_kernels.variants import NorMuon
+
 DOUBLE = {"compute_dtype": torch.float64}
 """Products in float64 show what rounding to 16 bit would hide."""
 
@@ -31,11 +33,28 @@ def test_experts(ranks, kind, world):
         {"compute_dtype": torch.float16, "ns_coefficients": "polar_express"},
         {"dtype": torch.bfloat16, "master_dtype": torch.float32, "weight_decay_rule": "cautious"},
         {"preconditioning": "aol", "ns_coefficients": "turbo", "ns_steps": 4},
+        {"normalizer": NorMuon(), "layout": "rows:1", "compute_dtype": torch.float32},
+        {"normalizer": NorMuon(), "dtype": torch.bfloat16, "max_workspace_bytes": 4096},
     ],
-    ids=["bfloat16", "gram in waves", "svd", "16-bit parameters", "float16", "masters, cautious decay", "AOL"],
+    ids=[
+        "bfloat16",
+        "gram in waves",
+        "svd",
+        "16-bit parameters",
+        "float16",
+        "masters, cautious decay",
+        "AOL",
+        "NorMuon",
+        "NorMuon in 16 bit",
+    ],
 )
 def test_options(ranks, kind, options):
     ranks(4).run(equals_one_process, LIES[kind], SHAPES, options)
+
+
+def test_second_moments_wherever_parameters_lie(ranks):
+    for lies in LIES.values():
+        ranks(2).run(equals_one_process, lies, SHAPES, DOUBLE | {"normalizer": NorMuon()}, torch.float64, 2)
 
 
 @pytest.mark.parametrize(

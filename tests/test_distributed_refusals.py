@@ -22,7 +22,8 @@ def test_variants_are_refused(ranks, kind):
     for texts in ranks(4).run(jobs.variants_at_construction, kind):
         assert texts == [
             "momentum_store must be None for parameters that several ranks share, got Int8Momentum(block_size=256)",
-            "normalizer must be None for parameters that several ranks share, got AdaMuon(beta2=0.95, eps=1e-08)",
+            "normalizer must be None or NorMuon(...) for parameters that several ranks share, "
+            "got AdaMuon(beta2=0.95, eps=1e-08)",
             "period must be None for parameters that several ranks share, got 2",
         ]
 

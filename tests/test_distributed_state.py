@@ -4,6 +4,8 @@ import distributed_state_jobs as jobs
 import pytest
 import torch
 
+from muon_kernels.variants import NorMuon
+
 DOUBLE = {"compute_dtype": torch.float64}
 
 
@@ -49,8 +51,12 @@ def test_a_checkpoint_on_another_topology(ranks, tmp_path, alone, saved, loaded)
         assert_same(found, alone)
 
 
-@pytest.mark.parametrize("beside", [{"momentum_dtype": torch.float32}, {"master_dtype": torch.float32}], ids=str)
-def test_float32_beside_bfloat16_parameters(ranks, tmp_path, beside):
+@pytest.mark.parametrize(
+    "beside",
+    [{"momentum_dtype": torch.float32}, {"master_dtype": torch.float32}, {"normalizer": NorMuon()}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_is_kept_beside_bfloat16_parameters(ranks, tmp_path, beside):
     options = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16} | beside
     saved = ranks(4).run(jobs.save_and_go_on, "FSDP", str(tmp_path), options)[0]
     resumed = ranks(2).run(jobs.load_and_go_on, "FSDP", str(tmp_path), options)[0]

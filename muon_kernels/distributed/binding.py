@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..matrices import Layout, split
+from .dtensors import is_dtensor, local
 from .errors import UnsupportedPlacement
 from .layout import Parameter, Placement, Run, held, local_shape
 from .step import Local
@@ -43,25 +43,6 @@ class Member:
         if self.rows is not None:
             local = local[slice(*self.rows)]
         return self.view(local.contiguous() if self.layout == "flatten" else local)
-
-
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether `tensor` is a DTensor. Who has one has imported their module, which takes 0.4 s; others need not."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor, sharing its memory; any other tensor as it is."""
-    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def grad_like_param(param: Tensor) -> Tensor:
-    """The gradient of a parameter, which it must have, in the parameter's placements: a collective if it has others."""
-    grad: Tensor = param.grad  # type: ignore[assignment]
-    if is_dtensor(param) and grad.placements != param.placements:  # type: ignore[attr-defined]
-        return grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
-    return grad
 
 
 def bind(tensor: Tensor, name: str, layout: Layout, team: Team, *, row_state: bool) -> Member:

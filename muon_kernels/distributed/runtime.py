@@ -17,10 +17,13 @@ from ..masters import Masters
 from ..matrices import step_factor
 from ..orthogonalize import default_compute_dtype
 from ..scaling import resolve_rule
-from .binding import Member, bind, check_tensors, is_dtensor, lies_as, new_momentum, parts
+from ..variants import NorMuon
+from .binding import Member, bind, check_tensors, lies_as, new_momentum, parts
 from .costs import HARDWARE
+from .dtensors import is_dtensor
 from .errors import DistributedError
 from .exchange import schedule
+from .moments import Moments
 from .plan import DEFAULT_WAVE_BYTES, plan
 from .roll_call import Note, roll_call
 from .step import Bucket, BucketStep
@@ -44,6 +47,7 @@ AGREED = (
     "preconditioning",
     "compute_dtype",
     "momentum_dtype",
+    "normalizer",
     "master_dtype",
     "maximize",
     "weight_decay_rule",
@@ -94,13 +98,16 @@ class Shares:
         self._members |= members
 
     def momenta(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> dict[Tensor, Tensor]:
-        """The momenta of what was adopted. One that `state` lacks, at first or after a checkpoint, becomes zero."""
+        """The momenta of what was adopted. One that `state` lacks, at first or after a checkpoint, becomes zero, and so
+        does a second moment."""
         found = {}
         for group in groups:
             for p in (p for p in group["params"] if p in self._members):
                 if "momentum_buffer" not in state[p]:
                     state[p]["momentum_buffer"] = new_momentum(p, self._members[p], group["momentum_dtype"])
                 found[p] = state[p]["momentum_buffer"]
+                if isinstance(group["normalizer"], NorMuon):  # others will be refused
+                    group["normalizer"].moments(state[p], p, group["layout"])
         return found
 
     def prepare(
@@ -177,8 +184,11 @@ class Shares:
         params = [p for p in bucket.params if present[p]]
         targets = masters.open(params, state, group["master_dtype"])
         opened = dict(zip(params, targets, strict=True))
+        moments = None
+        if group["normalizer"] is not None:
+            moments = Moments(bucket.team, bucket.plan, _moments(bucket, group, state))
         here = [parts(p, opened.get(p, p), self._members[p], momenta[p], present[p]) for p in bucket.params]
-        return BucketStep(bucket, group, here, max_bytes, partial(masters.close, params, targets))
+        return BucketStep(bucket, group, here, moments, max_bytes, partial(masters.close, params, targets))
 
     def explain(
         self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], max_bytes: Callable[[torch.device], int]
@@ -258,6 +268,18 @@ class Shares:
             team = members[0].team
             self._buckets[key] = Bucket(team, params, made, schedule(made, team.rank), tuple(scales), compute)
         return self._buckets[key]
+
+
+def _moments(bucket: Bucket, group: dict[str, Any], state: dict[Tensor, Any]) -> list[Tensor]:
+    """The second moment of every assignment."""
+    views: dict[int, Tensor] = {}
+    for i, p in enumerate(bucket.params):
+        # In the order in which a layout cuts: the planner may have put them in another.
+        numbers = [n for n, a in enumerate(bucket.plan.assignments) if a.parameter == i]
+        numbers.sort(key=lambda n: bucket.plan.assignments[n].matrix)
+        if numbers:
+            views |= zip(numbers, group["normalizer"].moments(state[p], p, group["layout"]), strict=True)
+    return [views[n] for n in range(len(views))]
 
 
 def _few(ranks: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ from ..variants.weight_decay import with_cautious_decay
 from ..workspace import plan_waves
 from .exchange import Segment, Wave
 from .layout import Piece
+from .moments import Moments
 from .plan import Plan
 from .team import Team, Transfer
 
@@ -56,10 +57,16 @@ class BucketStep:
     """
 
     def __init__(
-        self, bucket: Bucket, group: dict[str, Any], parts: Sequence[Local], max_bytes: int, close: Callable[[], None]
+        self,
+        bucket: Bucket,
+        group: dict[str, Any],
+        parts: Sequence[Local],
+        moments: Moments | None,
+        max_bytes: int,
+        close: Callable[[], None],
     ) -> None:
         self._bucket, self._group, self._parts, self._max_bytes = bucket, group, parts, max_bytes
-        self._close = close
+        self._moments, self._close = moments, close
         self._assignments = bucket.plan.assignments
         self._grad_scale: Tensor | None = None
         self._found_inf: Tensor | None = None
@@ -85,6 +92,8 @@ class BucketStep:
             leaving = scattered
         assert leaving is not None
         self._finish(waves[-1], leaving)
+        if self._moments is not None:
+            self._moments.share()
         self._close()
 
     def _active(self, segment: Segment) -> bool:
@@ -124,7 +133,9 @@ class BucketStep:
         exchange = wave.scatter
         group, compute = self._group, self._bucket.compute
         results = compute
-        if group["method"] == "svd":
+        if self._moments is not None:
+            results = self._moments.dtype
+        elif group["method"] == "svd":
             results = torch.float64 if self._wire == torch.float64 else torch.float32
         send = torch.empty(sum(exchange.send_splits), dtype=results, device=self.device)
         owned = [n for n in wave.owned if self._active(wave.gather.received[n][0])]
@@ -148,6 +159,8 @@ class BucketStep:
             sumsq = torch.empty(len(matrices), dtype=torch.float64, device=self.device)
             sum_squares(chain.inputs, sumsq)
             orthogonal = chain.run(chain.inputs, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
+            if self._moments is not None:
+                orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
             done = [matrix for batch in orthogonal for matrix in batch.unbind(0)]
             for number, matrix in zip(numbers, done, strict=True):
                 for segment in exchange.sent.get(number, []):

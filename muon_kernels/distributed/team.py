@@ -64,6 +64,11 @@ class Team:
             dist.all_gather(heard, mine, group=self.group)
         return torch.stack(heard).cpu()
 
+    def sum(self, tensor: Tensor, what: str) -> None:
+        """Adds up everybody's `tensor`, in place."""
+        with _named(what):
+            dist.all_reduce(tensor, group=self.group)
+
     def start(self, exchange: Exchange, send: Tensor, what: str) -> Transfer:
         """Begins an all-to-all of `send`; elements beyond the splits stay here. No collective if nothing moves."""
         if not exchange.moves:

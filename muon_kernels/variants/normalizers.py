@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..distributed.dtensors import is_dtensor
 from ..matrices import Layout, ordered_like, split
 
 
@@ -52,10 +53,13 @@ class Normalizer(ABC):
         That tensor is float32, and float64 if `param` is; zero at first. ValueError if it has not the shape that the
         parameter and its layout ask for.
         """
+        device = param.device
+        if is_dtensor(param):  # what is kept of a DTensor is whole on every rank
+            param = torch.empty(param.shape, dtype=param.dtype, device="meta")
         shape = self.shape(param, layout)
         if self.key not in state:
             dtype = torch.promote_types(param.dtype, torch.float32)
-            state[self.key] = torch.zeros(shape, dtype=dtype, device=param.device)
+            state[self.key] = torch.zeros(shape, dtype=dtype, device=device)
         if state[self.key].shape != shape:
             raise ValueError(
                 f"{self.key} of a parameter of shape {list(param.shape)} with layout {layout!r} must have shape "
