@@ -11,8 +11,16 @@ from muon_kernels import Muon, orthogonalize, param_groups_for
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import resolve_method
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, polynomial_oracle
+from muon_kernels.variants import Int8Momentum
 
 pytestmark = pytest.mark.gpu
+
+STORED = [
+    (torch.float32, {}),
+    (torch.bfloat16, {"momentum_store": Int8Momentum()}),
+    (torch.bfloat16, {"rounding": "stochastic"}),
+]
+"""Dtype of the parameters and how they and their momenta are stored."""
 
 SECOND_DEVICE = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
@@ -98,16 +106,17 @@ def test_a_bad_gradient_spoils_only_its_own_parameter(bad):
     assert all(torch.equal(a, b) for i, (a, b) in enumerate(zip(clean, spoiled, strict=True)) if i != 1)
 
 
-def test_graph_capture_follows_gradients_and_learning_rate():
+@pytest.mark.parametrize(("dtype", "options"), STORED)
+def test_graph_capture_follows_gradients_and_learning_rate(dtype, options):
     """One capture, replayed with other gradients and another lr, equals the eager steps bitwise."""
-    eager_params, params = gpu_params(), gpu_params()
-    aux = [nn.Parameter(torch.ones(33, device="cuda")) for _ in range(2)]
+    eager_params, params = gpu_params(dtype), gpu_params(dtype)
+    aux = [nn.Parameter(torch.ones(33, dtype=dtype, device="cuda")) for _ in range(2)]
     for p in (*eager_params, *params, *aux):
         p.grad = torch.zeros_like(p)
     lr = torch.tensor(0.1, device="cuda")
 
     def optimizer_of(matrices, vector):
-        return Muon([{"params": matrices}, {"params": [vector], "use_muon": False}], lr=lr)
+        return Muon([{"params": matrices}, {"params": [vector], "use_muon": False}], lr=lr, **options)
 
     eager, captured = optimizer_of(eager_params, aux[0]), optimizer_of(params, aux[1])
     stream = torch.cuda.Stream()
@@ -192,10 +201,11 @@ def test_a_compiled_step():
         assert all(torch.equal(a, b) for a, b in zip(compiled, eager, strict=True))
 
 
-def test_no_synchronisation():
+@pytest.mark.parametrize(("dtype", "options"), STORED)
+def test_no_synchronisation(dtype, options):
     """A step enqueues and returns: nothing on the host waits for the device."""
-    params = gpu_params()
-    optimizer = Muon(params, lr=torch.tensor(0.1, device="cuda"))
+    params = gpu_params(dtype)
+    optimizer = Muon(params, lr=torch.tensor(0.1, device="cuda"), **options)
     set_grads(params, 0)
     optimizer.step()
     torch.cuda.set_sync_debug_mode("error")
