@@ -5,6 +5,7 @@ Batch normalisation, biases and the output layer go to the auxiliary AdamW. Seco
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def build_model(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     model = nn.Sequential()
     model.add_module("image", nn.Unflatten(1, (1, 28, 28)))
-    for i, (inputs, outputs) in enumerate(zip(WIDTHS[:-1], WIDTHS[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(WIDTHS)):
         model.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False))
         model.add_module(f"norm{i}", nn.BatchNorm2d(outputs))
         model.add_module(f"relu{i}", nn.ReLU())
