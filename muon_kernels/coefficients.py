@@ -119,7 +119,7 @@ PRESETS: dict[str, Preset] = {
             (2.2737, -1.6447, 0.4162),
         ),
         source="https://arxiv.org/abs/2506.10935 (as in Emerging-Optimizers)",
-        note="no room for rounding between its steps: may diverge in bfloat16, not in float16 (12 x 100, 20 steps)",
+        note="no room for rounding between its steps: 20 steps of 12 x 100 diverged in bfloat16, not in float16",
     ),
     "turbo": Preset(
         rows=(

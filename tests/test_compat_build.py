@@ -1,4 +1,4 @@
-"""The optimizer of a whole model from keyword arguments, as timm, torchtune and torchtitan pass them."""
+"""The optimizer of a whole model from keyword arguments, as torchtune and timm pass them."""
 
 import importlib
 import json
@@ -83,67 +83,6 @@ def test_of_a_module():
     groups = param_groups_for(b, auxiliary={"lr": 1e-3, "algorithm": "nadam"}, **routing)
     assert_same_after_steps(optimizer, a, Muon(groups, lr=0.02, weight_decay=0.2), b)
     assert "head" in optimizer.explain()
-
-
-def torchtitan_groups(net, patterns):
-    """As torchtitan's `OptimizersContainer`: names beside the parameters, and keys for torch's implementations."""
-    named = dict(net.named_parameters())
-    groups = []
-    for matches, options in patterns:
-        names = [name for name in named if matches(name)]
-        groups.append({"params": [named.pop(name) for name in names], "param_names": names, **options})
-    return [group | {"fused": True, "foreach": False} for group in groups]
-
-
-def test_torchtitan_container_and_its_flat_checkpoint():
-    """The groups with a learning rate each, a first step of zeros that creates the state, and a checkpoint by name."""
-
-    def container(net):
-        matrices = ({"lr": 0.02, "compute_dtype": "float32"}, {"lr": 3e-4, "use_muon": False})
-        patterns = zip((lambda n: n in ("1.weight", "3.weight"), lambda n: True), matrices, strict=True)
-        return Muon(torchtitan_groups(net, patterns))
-
-    def init_state(optimizer):
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p)
-            rate, group["lr"] = group["lr"], 0.0
-            rates.append(rate)
-        optimizer.step(closure=None)
-        for group in optimizer.param_groups:
-            group["lr"] = rates.pop(0)
-        optimizer.zero_grad(set_to_none=True)
-
-    rates = []
-    net = model()
-    optimizer = container(net)
-    init_state(optimizer)
-    for p, q in zip(net.parameters(), model().parameters(), strict=True):
-        assert torch.equal(p, q)
-    for step in range(2):
-        set_grads(list(net.parameters()), step)
-        optimizer.step()
-
-    saved, flat = optimizer.state_dict(), {}
-    for group in saved["param_groups"]:
-        for i, name in zip(group["params"], group["param_names"], strict=True):
-            flat |= {f"state.{name}.{key}": value for key, value in saved["state"][i].items()}
-            flat |= {f"param_groups.{name}.{key}": value for key, value in group.items() if "param" not in key}
-
-    resumed_net = model()
-    resumed_net.load_state_dict(net.state_dict())
-    resumed = container(resumed_net)
-    init_state(resumed)
-    state, groups, number = {}, [], 0
-    for group in resumed.param_groups:
-        names = group["param_names"]
-        for name, p in zip(names, group["params"], strict=True):
-            state[number] = {key: flat[f"state.{name}.{key}"] for key in resumed.state[p]}
-            number += 1
-        options = {key: flat[f"param_groups.{names[0]}.{key}"] for key in group if "param" not in key}
-        groups.append(options | {"params": list(range(number - len(names), number))})
-    resumed.load_state_dict({"state": state, "param_groups": groups})
-    assert_same_after_steps(optimizer, net, resumed, resumed_net)
 
 
 @pytest.fixture
