@@ -1,4 +1,4 @@
-"""What a group of `Muon` may hold, and what a gradient must be like."""
+"""What a group of an optimizer may hold, and what a gradient must be like."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from .variants.weight_decay import check_rule
 
 def check_common(options: dict[str, Any]) -> None:
     """Raises ValueError for an option of any group that is out of its range."""
+    check_rates(options)
+    _check_dtype("master_dtype", options["master_dtype"])
+
+
+def check_rates(options: dict[str, Any]) -> None:
+    """Raises ValueError for lr or weight_decay out of its range."""
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
@@ -26,13 +32,11 @@ def check_common(options: dict[str, Any]) -> None:
         value = options[name]
         if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")
-    _check_dtype("master_dtype", options["master_dtype"])
 
 
 def check_muon(options: dict[str, Any]) -> None:
     """Raises TypeError or ValueError for an option of a Muon group that is out of its range."""
-    if not 0.0 <= options["momentum"] < 1.0:
-        raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
+    check_momentum(options["momentum"])
     resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
     check_coefficients(options["method"], options["ns_coefficients"], options["ns_steps"])
     resolve_rule(options["adjust_lr_fn"])
@@ -46,6 +50,12 @@ def check_muon(options: dict[str, Any]) -> None:
     _check_dtype("momentum_dtype", options["momentum_dtype"])
     check_normalizer(options["normalizer"])
     check_rule(options["weight_decay_rule"])
+
+
+def check_momentum(momentum: float) -> None:
+    """Raises ValueError for a decay that is not in [0, 1)."""
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
 
 
 def check_shared(group: dict[str, Any]) -> None:
