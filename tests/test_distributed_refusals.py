@@ -34,3 +34,8 @@ def test_a_process_group_must_be_a_line(ranks):
 def test_no_master_copies_of_what_ranks_share(ranks):
     message = "master_dtype must be None for parameters that several ranks share, got torch.float32"
     assert ranks(4).run(jobs.master_copies) == [[message] * 4] * 4
+
+
+def test_low_rank_muon_takes_no_dtensors(ranks):
+    message = "LowRankMuon does not support DTensors, got one as parameter 0, [4, 6]"
+    assert ranks(4).run(jobs.low_rank) == [message] * 4

@@ -17,24 +17,24 @@ from ..exact_state import ExactStateOptimizer
 from ..ops import apply
 from ..orthogonalize import DEFAULT_STEPS, Method, check_coefficients, check_options, orthogonalize
 from ..scaling import Rule, resolve_rule
-from .moments import adam_ratio, new_state, set_rank, update_moments
+from .moments import KEYS, adam_ratio, moved_moments, new_state
 from .rank import check_max_loss, check_ranks, decide_rank, read_loss
 
 
 class LowRankMuon(ExactStateOptimizer):
     """Experimental. Muon whose momentum is kept as singular vectors and values, of a rank that follows the loss.
 
-    Every gradient [rows, cols] is cut to its r leading singular directions U S V^T. The vectors, aligned with those of
-    the steps before, are averaged and orthogonalised, each side by itself; the singular values get Adam's two moments:
+    Every gradient [rows, cols] is cut to its r leading singular directions U S V^T. The vectors are averaged, aligned
+    with those of the steps before, and orthogonalised, each side by itself; the singular values get Adam's two moments:
 
         p <- (1 - lr weight_decay) p - lr scale orthogonalize(avg U) diag(m / (sqrt(v) + eps)) orthogonalize(avg V)^T
 
-    At full rank this is Muon's step U V^T for as long as the singular vectors stay the same, and always with momentum 0
-    and beta2 0. The rule is the sketch of a notebook (low-rank gradients whose rank follows the loss, Adam on S,
+    At full rank this is Muon's step U V^T (its nesterov aside) as long as the gradient stays the same, and always with
+    momentum 0 and beta2 0. The rule completes a sketch that was never published (the loss decides the rank, Adam on S,
     Newton-Schulz on U and V); the alignment is ours. The exact decomposition of every gradient costs far more than
     Muon's chain: an object of study, not a faster Muon. docs/low_rank.md
 
-    State of a parameter: `muon_kernels.lowrank.moments.KEYS`, (rows + cols) r numbers and 3 r in float64.
+    State of a parameter: `muon_kernels.lowrank.moments.KEYS`, (rows + cols) r numbers and 4 r in float64.
 
     Args:
         params: 2-D parameters, or groups of them; no DTensors. Every argument below can be given per group.
@@ -129,21 +129,21 @@ class LowRankMuon(ExactStateOptimizer):
                 group["max_loss"] = max(group["max_loss"] or 0.0, value)
             alike: dict[Any, list[Tensor]] = {}
             for p in params:
-                alike.setdefault((p.device, p.dtype, p.shape), []).append(p)
-            for (*_, shape), matrices in alike.items():
-                if 0 not in shape:
-                    self._step_matrices(group, matrices, _rank(group, shape, value))
+                if not self.state[p]:
+                    self.state[p].update(new_state(p))
+                alike.setdefault((p.device, p.dtype, p.shape, self.state[p]["exp_avg"].shape), []).append(p)
+            for matrices in alike.values():
+                if matrices[0].numel():
+                    self._step_matrices(group, matrices, _rank(group, matrices[0].shape, value))
         return loss
 
     def _step_matrices(self, group: dict[str, Any], params: list[Tensor], rank: int) -> None:
-        """Steps parameters of one shape, dtype and device."""
+        """Steps parameters of one device, dtype and shape, whose states are of one rank."""
         states = [self.state[p] for p in params]
-        for p, state in zip(params, states, strict=True):
-            if not state:
-                state.update(new_state(p))
-            set_rank(state, rank)
         grads = [p.grad for p in params if p.grad is not None]
-        moments = update_moments(states, grads, group["momentum"], group["beta2"])
+        moments = moved_moments(states, grads, rank, group["momentum"], group["beta2"])
+        for i, state in enumerate(states):
+            state.update({key: moments[key][i].clone() for key in KEYS})  # a view would keep the others' alive
         left, right = (
             orthogonalize(
                 moments[key],
@@ -154,7 +154,7 @@ class LowRankMuon(ExactStateOptimizer):
             )
             for key in ("left_avg", "right_avg")
         )
-        ratio = adam_ratio(moments, group["momentum"], group["beta2"], group["eps"]).to(left.dtype)
+        ratio = adam_ratio(moments, group["eps"]).to(left.dtype)
         updates = (left * ratio[:, None, :]) @ right.mT
         scale = resolve_rule(group["adjust_lr_fn"])(params[0].shape)
         apply(
