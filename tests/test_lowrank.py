@@ -158,14 +158,14 @@ def test_alignment_is_the_best_rotation(old):
 
 
 def test_the_rank_follows_the_loss_by_group():
-    params = make_params(torch.float32, [(8, 10), (3, 9), (8, 10)])
+    params = make_params(torch.float32, [(8, 10), (3, 9), (8, 10), (8, 10)])
     groups = [{"params": params[:2]}, {"params": params[2:], "max_rank": 5, "min_rank": 2, "max_loss": 4.0}]
     optimizer = LowRankMuon(groups, method="svd")
     ranks = []
     for step, loss in enumerate([2.0, torch.tensor(1.0), 0.1, float("nan"), 8.0, 2.0, 0.0, None]):
         set_grads(params, step)
         optimizer.step(loss=loss)
-        ranks.append([optimizer.state[p]["exp_avg"].numel() for p in params])
+        ranks.append([optimizer.state[p]["exp_avg"].numel() for p in params[:3]])
         for p in params:
             state, rank = optimizer.state[p], optimizer.state[p]["exp_avg"].numel()
             shapes = [(p.shape[0], rank), (p.shape[1], rank), (rank,), (rank,), (rank,), (rank,)]
@@ -242,6 +242,15 @@ def test_hostile_gradients(method):
                 expected = grad.double() / grad.double().norm()
             band = 1e-4 if method == "svd" else 0.75  # the square of the band of the original coefficients
             assert torch.linalg.matrix_norm(moved - expected, 2) <= band, name
+
+
+def test_null_directions_stay_out_of_the_averages():
+    (p,) = make_params(torch.float32, [(6, 9)])
+    p.grad = torch.ones(6, 1) @ torch.arange(9.0)[None]
+    optimizer = LowRankMuon([p], max_rank=3)
+    optimizer.step()
+    for key in ("left_avg", "right_avg"):
+        assert optimizer.state[p][key].norm(dim=0).tolist() == pytest.approx([0.05, 0.0, 0.0], abs=1e-6)
 
 
 def test_tiny_gradients_are_damped_by_eps_and_float64_moments_do_not_underflow():
