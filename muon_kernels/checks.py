@@ -1,4 +1,4 @@
-"""What a group of `Muon` may hold, and what a gradient must be like."""
+"""What a group of an optimizer may hold, and what a gradient must be like."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ def with_dtypes(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_common(options: dict[str, Any]) -> None:
     """Raises TypeError or ValueError for an option of any group that is out of its range."""
-    for name in ("lr", "weight_decay", "momentum", "eps", "safety_factor"):
-        if not isinstance(options[name], (Real, Tensor)):
-            raise TypeError(f"{name} must be a number, got {options[name]!r}")
+    for name in ("momentum", "eps", "safety_factor"):
+        _check_number(name, options[name])
     for name in ("nesterov", "maximize"):
         if isinstance(options[name], str):  # any but the empty one is true, "false" too
             raise TypeError(f"{name} must be True or False, got {options[name]!r}")
+    check_rates(options)
+    _check_dtype("master_dtype", options["master_dtype"])
+    check_rounding(options["rounding"], options["master_dtype"])
+
+
+def check_rates(options: dict[str, Any]) -> None:
+    """Raises TypeError or ValueError for lr or weight_decay out of its range."""
+    for name in ("lr", "weight_decay"):
+        _check_number(name, options[name])
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
@@ -46,14 +54,11 @@ def check_common(options: dict[str, Any]) -> None:
         value = options[name]
         if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")
-    _check_dtype("master_dtype", options["master_dtype"])
-    check_rounding(options["rounding"], options["master_dtype"])
 
 
 def check_muon(options: dict[str, Any]) -> None:
     """Raises TypeError or ValueError for an option of a Muon group that is out of its range."""
-    if not 0.0 <= options["momentum"] < 1.0:
-        raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
+    check_momentum(options["momentum"])
     resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
     check_coefficients(options["method"], options["ns_coefficients"], options["ns_steps"])
     resolve_rule(options["adjust_lr_fn"])
@@ -72,6 +77,12 @@ def check_muon(options: dict[str, Any]) -> None:
     check_rule(options["weight_decay_rule"])
 
 
+def check_momentum(momentum: float) -> None:
+    """Raises ValueError for a decay that is not in [0, 1)."""
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+
+
 def check_shared(group: dict[str, Any]) -> None:
     """Raises ValueError for an option that parameters of several ranks cannot have."""
     plain: dict[str, str | None] = {"rounding": "nearest"}
@@ -85,6 +96,11 @@ def check_shared(group: dict[str, Any]) -> None:
             "normalizer must be None or NorMuon(...) for parameters that several ranks share, "
             f"got {group['normalizer']}"
         )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, (Real, Tensor)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _check_dtype(name: str, dtype: torch.dtype | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from . import auxiliary
 from .buckets import Bucket, build_buckets, lr_scale, open_bucket, open_bytes
@@ -16,6 +16,7 @@ from .coefficients import ORIGINAL, Coefficients, Row, freeze_coefficients, reso
 from .distributed.dtensors import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
+from .exact_state import ExactStateOptimizer
 from .masters import Masters
 from .matrices import Layout, freeze_layout, split
 from .ops import apply, gemm_apply, prologue
@@ -53,7 +54,7 @@ class _LossScale(NamedTuple):
         return _LossScale(*(None if value is None else value.to(device, non_blocking=True) for value in self))
 
 
-class Muon(Optimizer):
+class Muon(ExactStateOptimizer):
     """Muon: SGD momentum whose update is replaced by the nearest orthogonal matrix.
 
     Arguments, defaults, state ("momentum_buffer") and update are those of `torch.optim.Muon`; state dicts load both
@@ -247,31 +248,6 @@ class Muon(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("_max_workspace_bytes", "_process_group", "_shares")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`, but every tensor is a copy in the dtype it was saved in, and
-        options that were not saved stay as they are."""
-        loaded: dict[str, Any] = {}  # what the registered pre-hooks made of state_dict, completed
-
-        def complete(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            saved = state["param_groups"]
-            if len(saved) == len(self.param_groups):  # otherwise torch raises
-                saved = [group | old for group, old in zip(self.param_groups, saved, strict=True)]
-            loaded.update(state | {"param_groups": saved})
-            return loaded
-
-        handle = self.register_load_state_dict_pre_hook(complete)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        saved = loaded["state"]
-        ids = (i for group in loaded["param_groups"] for i in group["params"])
-        params = (p for group in self.param_groups for p in group["params"])
-        for i, p in zip(ids, params, strict=True):
-            for key, value in saved.get(i, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][key] = value.detach().to(p.device, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

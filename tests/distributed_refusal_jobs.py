@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from muon_kernels import Muon
+from muon_kernels.lowrank import LowRankMuon
 from muon_kernels.variants import AdaMuon, Int8Momentum
 
 
@@ -75,3 +76,14 @@ def stochastic_rounding() -> list[str]:
             except ValueError as error:
                 raised.append(str(error))
     return raised
+
+
+def low_rank() -> str:
+    """LowRankMuon takes no DTensors."""
+    optimizer = LowRankMuon([nn.Parameter(torch.zeros(4, 4))])
+    try:
+        optimizer.add_param_group({"params": [nn.Parameter(LIES["FSDP"].put(torch.zeros(4, 6), LIES["FSDP"].mesh()))]})
+    except TypeError as error:
+        assert len(optimizer.param_groups) == 1
+        return str(error)
+    raise AssertionError("nothing was raised")

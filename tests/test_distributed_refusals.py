@@ -36,3 +36,8 @@ def test_a_process_group_must_be_a_line(ranks):
 def test_no_stochastic_rounding_of_what_ranks_share(ranks):
     message = "rounding must be nearest for parameters that several ranks share, got stochastic"
     assert ranks(4).run(jobs.stochastic_rounding) == [[message] * 4] * 4
+
+
+def test_low_rank_muon_takes_no_dtensors(ranks):
+    message = "LowRankMuon does not support DTensors, got one as parameter 0, [4, 6]"
+    assert ranks(4).run(jobs.low_rank) == [message] * 4
