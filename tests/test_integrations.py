@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from muon_kernels import Muon, param_groups_for
+from muon_kernels.compat import build_muon
 
 COUNT = 32
 CLIP = 0.1
@@ -131,6 +132,25 @@ def test_transformers_trainer(tmp_path, bf16):
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert_equal(whole.model, resumed.model)
+
+
+@pytest.mark.usefixtures("_fresh_accelerate")
+def test_transformers_trainer_builds_it(tmp_path):
+    """As what Trainer takes for optimizers that need the model: a factory of a function of it."""
+    transformers = module("transformers")
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, report_to=[], disable_tqdm=True, use_cpu=True, save_strategy="no"
+    )
+    options = {"lr": 0.02, "auxiliary": {"lr": 3e-3}, "compute_dtype": "float32"}
+    model = Net()
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=Digits(), optimizer_cls_and_kwargs=(lambda: build_muon, options)
+    )
+    trainer.train()
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), Net().parameters(), strict=True))
+    (group,) = [group for group in trainer.optimizer.param_groups if group["use_muon"]]
+    assert set(group["params"]) == {model.body[0].weight, model.body[2].weight}  # the head is a matrix too
+    assert group["initial_lr"] == 0.02 and group["compute_dtype"] == torch.float32
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
