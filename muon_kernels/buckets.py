@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .distributed.dtensors import local
 from .matrices import Layout, ordered_like, split, step_factor
 from .periodic import block_factor, layout_of_step
 from .scaling import resolve_rule
@@ -57,13 +58,15 @@ def build_buckets(
             momentum = state.get("momentum_buffer")
             if momentum is None:
                 state["momentum_buffer"] = momentum = _new_momentum(group, p, state)
-            if layout is not None:
+            if layout is not None and layout != "shards":
                 state["momentum_buffer"] = momentum = ordered_like(target, momentum)
         else:
             momentum, absmax = store.stored(state, target, layout)
-        if layout is not None:
+        if layout == "shards":
+            target, grad, momentum = local(target), local(grad), local(momentum)
+        elif layout is not None:
             grad = ordered_like(target, grad)
-        shape = p.shape
+        shape = target.shape
         if 0 in shape:
             continue
         key = (p.device, target.dtype, grad.dtype, momentum.dtype)
@@ -73,9 +76,7 @@ def build_buckets(
         bucket.absmax.extend(absmax)
         if normalizer is not None:
             bucket.moments.extend(normalizer.moments(state, target, layout))
-        if (
-            layout is None
-        ):  # one matrix, which `split` would return: most parameters, and this runs for each in each step
+        if layout is None or layout == "shards":  # one matrix, which `split` would return, and this runs in each step
             views = [target]
             bucket.params.append(target)
             bucket.grads.append(grad)

@@ -10,6 +10,7 @@ A layout is one of
 - "batch": [..., rows, cols] as one matrix per leading index (stacked experts);
 - "rows:k", "cols:k", "grid:rxc": equal blocks of a 2-D parameter (heads of a projection, shards, tiles);
 - "qkv": "rows:3";
+- "shards": what this rank holds of a DTensor as one matrix, stepped without the other ranks; a plain tensor is its own;
 - "auto_qkv": "rows:3" if there are three times as many rows as columns, otherwise one matrix;
 - a sequence of row counts that sum to the number of rows (fused projections of unequal sizes);
 - a function that returns 2-D views which together cover the tensor it is given.
@@ -27,7 +28,7 @@ from torch import Tensor
 
 Layout = str | Sequence[int] | Callable[[Tensor], Sequence[Tensor]] | None
 
-NAMES = ("flatten", "conv_batched", "batch", "transposed", "qkv", "auto_qkv")
+NAMES = ("flatten", "conv_batched", "batch", "transposed", "qkv", "auto_qkv", "shards")
 
 _BLOCKS = re.compile(r"(?P<kind>rows|cols|grid):(?P<first>[1-9]\d*)(x(?P<second>[1-9]\d*))?")
 
@@ -87,6 +88,8 @@ def split(tensor: Tensor, layout: Layout) -> list[Tensor]:
         return _leading(tensor.permute(*range(2, tensor.ndim), 0, 1))
     if tensor.ndim != 2:
         raise _misfit(layout, tensor, "two dimensions")
+    if layout == "shards":
+        return [tensor]
     if layout == "transposed":
         return [tensor.mT]
     rows, cols = tensor.shape

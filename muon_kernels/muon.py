@@ -28,7 +28,7 @@ from .orthogonalize import (
     default_compute_dtype,
     scratch_bytes,
 )
-from .periodic import advance
+from .periodic import advance, steps_shards
 from .preconditioning import Preconditioning
 from .report import parameter_table
 from .scaling import Rule
@@ -97,8 +97,8 @@ class Muon(ExactStateOptimizer):
             experts, fused projections and blocks, see `muon_kernels.matrices`. Each matrix is stepped as if it were a
             parameter of its own.
         period: None, or P for block-periodic steps: each P-th one, the first among them, takes a 2-D parameter as one
-            matrix, the others the blocks of its `layout` (`muon_kernels.periodic`). Not with a normaliser, a momentum
-            store or stochastic rounding, not for parameters that several ranks share.
+            matrix, the others the blocks of its `layout` (`muon_kernels.periodic`); with layout "shards" those send
+            nothing. Not with a normaliser, a momentum store or stochastic rounding.
         block_lr_scale: what lr is multiplied by in the steps of the blocks.
         normalizer: what divides an orthogonalised update by the root of its second moment: None, or `NorMuon` or
             `AdaMuon` of `muon_kernels.variants`; AdaMuon not for parameters that several ranks share.
@@ -261,10 +261,10 @@ class Muon(ExactStateOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [
-            (group, self._shares.without([p for p in group["params"] if p.grad is not None]))
-            for group in self.param_groups
-        ]
+        work = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            work.append((group, params if steps_shards(group) else self._shares.without(params)))
 
         def check() -> None:
             for group, params in work:
@@ -295,7 +295,7 @@ class Muon(ExactStateOptimizer):
                         stepped, grads, states, group, grad_scale=scale.grad_scale, found_inf=scale.found_inf
                     )
             self._masters.close(params, targets)
-            if params and group["use_muon"]:
+            if group["use_muon"] and (params or self._shares.holds_any(group)):  # ranks count alike
                 advance(group)
         for bucket_step in shared:
             scale = amp.on(bucket_step.device)

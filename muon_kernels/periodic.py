@@ -43,6 +43,11 @@ def layout_of_step(group: Mapping[str, Any]) -> Layout:
     return None if group["period"] and group.get(POSITION, 0) == 0 else group["layout"]
 
 
+def steps_shards(group: Mapping[str, Any]) -> bool:
+    """Whether the coming step takes what this rank holds of a parameter as it is, without the other ranks."""
+    return group["use_muon"] and layout_of_step(group) == "shards"
+
+
 def block_factor(group: Mapping[str, Any], layout: Layout) -> float:
     """What lr is multiplied by in a step with this layout."""
     return 1.0 if layout is None else group["block_lr_scale"]

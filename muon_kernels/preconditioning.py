@@ -42,7 +42,7 @@ def aol(xs: Sequence[Tensor], grams: Sequence[Tensor], *, safety_factor: float) 
         safety_factor: singular values end up this much smaller, >= 1.
     """
     for x, gram in zip(xs, grams, strict=True):
-        wide = x if x.shape[1] <= x.shape[2] else x.mT
         dtype = torch.promote_types(gram.dtype, torch.float32)
         sums = torch.linalg.vector_norm(gram, ord=1, dim=2, keepdim=True, dtype=dtype)
-        wide.mul_(torch.where(sums > 0, (lift(gram.dtype) / sums).sqrt() / safety_factor, 1.0))
+        scale = torch.where(sums > 0, (lift(gram.dtype) / sums).sqrt() / safety_factor, 1.0)
+        x.mul_(scale if x.shape[1] <= x.shape[2] else scale.mT)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .workspace import padded
@@ -143,4 +144,7 @@ def rows_of(numbers: Sequence[int], width: int) -> list[Sequence[int]]:
 def view(workspace: Tensor, buffer: Sequence[int]) -> Tensor:
     """[batch, rows, cols] of a workspace of the program's dtype, for the buffer's BUFFER_FIELDS integers."""
     offset, batch, rows, cols, batch_stride, row_stride = buffer
+    if torch.compiler.is_compiling():  # which writes to no view by strides; outside, that one costs half as much
+        whole = workspace[offset : offset + batch * batch_stride]
+        return whole.view(batch, batch_stride // row_stride, row_stride)[:, :rows, :cols]
     return workspace[offset:].as_strided((batch, rows, cols), (batch_stride, row_stride, 1))

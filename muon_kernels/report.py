@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distributed.dtensors import is_dtensor
 from .matrices import Layout, split
 
 ScaleOf = Callable[[dict[str, Any], Tensor, Layout, Sequence[int]], float]
@@ -36,7 +37,7 @@ def parameter_table(
         for name, p, reason in zip(names, group["params"], reasons, strict=True):
             algorithm, matrices, scale = group.get("algorithm", "adamw"), "", "1"
             if group["use_muon"]:
-                like = torch.empty(p.shape, device="meta") if p in shared else p.detach()
+                like = torch.empty(p.shape, device="meta") if is_dtensor(p) or p in shared else p.detach()
                 algorithm = "muon"
                 matrices, scale = _matrices(group, p, like, group["layout"], scale_of)
                 if group["period"]:

@@ -24,7 +24,7 @@ def test_variants_are_refused(ranks, kind):
             "momentum_store must be None for parameters that several ranks share, got Int8Momentum(block_size=256)",
             "normalizer must be None or NorMuon(...) for parameters that several ranks share, "
             "got AdaMuon(beta2=0.95, eps=1e-08)",
-            "period must be None for parameters that several ranks share, got 2",
+            "a period needs layout 'shards' for parameters that several ranks share, got 'rows:2'",
         ]
 
 

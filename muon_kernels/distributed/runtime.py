@@ -16,6 +16,7 @@ from ..coefficients import resolve_coefficients
 from ..masters import Masters
 from ..matrices import step_factor
 from ..orthogonalize import default_compute_dtype
+from ..periodic import steps_shards
 from ..scaling import resolve_rule
 from ..variants import NorMuon
 from .binding import Member, bind, check_tensors, lies_as, new_momentum, parts
@@ -51,6 +52,8 @@ AGREED = (
     "master_dtype",
     "maximize",
     "weight_decay_rule",
+    "period",
+    "block_lr_scale",
 )
 """The options of a group that all ranks must agree on, besides the dtype of its parameters."""
 
@@ -88,14 +91,21 @@ class Shares:
             ValueError, UnsupportedPlacement: a parameter that nobody could step; none has been taken then.
         """
         members = {}
+        layout = None if group["layout"] == "shards" else group["layout"]
         for p, name in zip(group["params"], names, strict=True):
             if is_dtensor(p):
-                members[p] = bind(p, name, group["layout"], self._team(p.device_mesh), row_state=False)
+                members[p] = bind(p, name, layout, self._team(p.device_mesh), row_state=False)
             elif shared is not None:
-                members[p] = bind(
-                    p, name, group["layout"], self._team(self._line(shared, p)), row_state=self._row_state
-                )
+                if group["layout"] == "shards":
+                    raise ValueError(
+                        f"parameter {name}: layout 'shards' needs a DTensor, got a tensor that all ranks hold"
+                    )
+                members[p] = bind(p, name, layout, self._team(self._line(shared, p)), row_state=self._row_state)
         self._members |= members
+
+    def holds_any(self, group: dict[str, Any]) -> bool:
+        """Whether several ranks hold a parameter of the group."""
+        return bool(self._members) and any(p in self._members for p in group["params"])
 
     def momenta(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> dict[Tensor, Tensor]:
         """The momenta of what was adopted. One that `state` lacks, at first or after a checkpoint, becomes zero, and so
@@ -132,6 +142,7 @@ class Shares:
         if not self._members:
             check()
             return []
+        exchanging = [group for group in groups if not steps_shards(group)]
         momenta = self.momenta(groups, state)
         failure: Exception | None = None
         buckets: list[tuple[Bucket, dict[str, Any]]] = []
@@ -139,15 +150,18 @@ class Shares:
             check()
             for p, momentum in momenta.items():
                 check_tensors(p, self._members[p], momentum)
-            buckets = list(self._planned(groups, momenta, max_bytes))
-            for _, group in buckets:
+            for group in filter(self.holds_any, groups):
                 check_shared(group)
+            buckets = list(self._planned(exchanging, momenta, max_bytes))
         except (RuntimeError, TypeError, ValueError) as error:
             failure = error
         heard: DistributedError | None = None
         present: dict[Tensor, bool] = {}
         # Small teams first: what goes wrong there is told to the larger ones that their ranks are part of.
-        in_use = [team for team in self._teams if any(member.team is team for member in self._members.values())]
+        exchanged = [p for group in exchanging for p in group["params"] if p in self._members]
+        in_use = [team for team in self._teams if any(self._members[p].team is team for p in exchanged)]
+        if not in_use and failure is not None:
+            raise failure
         for team in sorted(in_use, key=lambda t: t.size):
             mine = [(b, group) for b, group in buckets if b.team is team]
             params = [p for b, _ in mine for p in b.params]
