@@ -53,7 +53,7 @@ std::vector<PrologueItem> prologue_items(const std::vector<PrologueFields>& list
 
 void bind_prologue(py::module_& m) {
   using Items = std::vector<PrologueItem>;
-  py::class_<Items>(m, "PrologueItems").def(py::init(&prologue_items), py::arg("items"));
+  py::class_<Items>(m, "PrologueItems", py::module_local()).def(py::init(&prologue_items), py::arg("items"));
 
   m.def(
       "prologue_partials",
@@ -278,7 +278,7 @@ std::vector<ChainItem> chain_items(const std::vector<int64_t>& buffers, const st
 }
 
 void bind_chains(py::module_& m) {
-  py::class_<Chains>(m, "Chains")
+  py::class_<Chains>(m, "Chains", py::module_local())
       .def(py::init([](const std::vector<int64_t>& buffers, const std::vector<int64_t>& products,
                        const std::vector<double>& scalars, const std::vector<int64_t>& chains) {
              return std::make_unique<Chains>(chain_items(buffers, products, scalars, chains));

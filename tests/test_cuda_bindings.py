@@ -35,7 +35,7 @@ def host_module(setup_py, tmp_path_factory):
     sources = [ROOT / "csrc" / "bindings.cpp", ROOT / "tests" / "host" / "kernels.cpp"]
     flags = ["-O1", "-std=c++17", "-shared", "-cudart=none", "-Xcompiler=-fPIC,-fvisibility=hidden"]
     subprocess.run([nvcc, *flags, *(f"-I{path}" for path in includes), *sources, "-o", target], check=True)
-    spec = importlib.util.spec_from_file_location("_C", target)
+    spec = importlib.util.spec_from_file_location("host._C", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
