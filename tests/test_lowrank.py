@@ -226,6 +226,7 @@ def test_hostile_gradients(method):
         "rank 1": column @ row,
         "equal singular values": 3 * torch.eye(6, 9),
         "huge": 1e30 * torch.randn(6, 9, generator=generator),
+        "as large as can be": torch.finfo(torch.float32).max * torch.eye(6, 9),
         "one element": torch.zeros(6, 9).index_put((torch.tensor(2), torch.tensor(3)), torch.tensor(-5.0)),
     }
     for name, grad in cases.items():

@@ -5,6 +5,7 @@ import torch
 from optimizers import make_params, set_grads
 from torch import nn
 
+from muon_kernels import Muon
 from muon_kernels.lowrank import LowRankMuon, decide_rank
 
 INF, NAN = float("inf"), float("nan")
@@ -148,3 +149,31 @@ def test_a_bad_step_raises_before_anything_changes(spoil, arguments, error, mess
     after = [t for p in (good, bad) for t in (p.detach(), *optimizer.state[p].values())]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert [group["max_loss"] for group in optimizer.param_groups] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("other", [Muon, torch.optim.AdamW])
+def test_a_state_of_another_optimizer_raises_before_anything_changes(other):
+    params = make_params(torch.float32, [(4, 6)] * 2)
+    theirs = other(params[1:])
+    set_grads(params, 0)
+    theirs.step()
+    before = [p.detach().clone() for p in params]
+    optimizer = LowRankMuon([{"params": params[:1]}, {"params": params[1:]}])
+    optimizer.state[params[1]].update(theirs.state[params[1]])
+    with pytest.raises(ValueError, match=r"the state of a parameter of shape \[4, 6\] must be like .*left_avg.*, got "):
+        optimizer.step(loss=1.0)
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True)) and not optimizer.state.get(params[0])
+
+
+def test_a_rule_that_raises_leaves_everything_as_it_was():
+    def rule(shape):
+        raise ArithmeticError
+
+    params = make_params(torch.float32, [(4, 6)] * 2)
+    optimizer = LowRankMuon([{"params": params[:1]}, {"params": params[1:], "adjust_lr_fn": rule}])
+    set_grads(params, 0)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(ArithmeticError):
+        optimizer.step(loss=1.0)
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    assert not optimizer.state and optimizer.param_groups[0]["max_loss"] is None

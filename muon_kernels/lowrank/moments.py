@@ -26,6 +26,17 @@ def new_state(p: Tensor) -> dict[str, Tensor]:
     return vectors | {key: torch.zeros(0, dtype=torch.float64, device=p.device) for key in KEYS[2:]}
 
 
+def check_state(p: Tensor, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a state that is neither empty nor made here, such as another optimizer's."""
+    if not state:
+        return
+    found = {key: list(value.shape) for key, value in state.items()}
+    rank = found.get("exp_avg", [0])[-1]
+    expected = {key: [rank] for key in KEYS} | {"left_avg": [p.shape[0], rank], "right_avg": [p.shape[1], rank]}
+    if found != expected:
+        raise ValueError(f"the state of a parameter of shape {list(p.shape)} must be like {expected}, got {found}")
+
+
 def moved_moments(
     states: Sequence[Mapping[str, Tensor]], grads: Sequence[Tensor], rank: int, momentum: float, beta2: float
 ) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,18 @@ from ..exact_state import ExactStateOptimizer
 from ..ops import apply
 from ..orthogonalize import DEFAULT_STEPS, Method, check_coefficients, check_options, orthogonalize
 from ..scaling import Rule, resolve_rule
-from .moments import KEYS, adam_ratio, moved_moments, new_state
+from .moments import KEYS, adam_ratio, check_state, moved_moments, new_state
 from .rank import check_max_loss, check_ranks, decide_rank, read_loss
+
+
+class _Batch(NamedTuple):
+    """Parameters of one group, device, dtype and shape whose states are of one rank, the rank of this step, and the
+    shape's factor for lr."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    rank: int
+    scale: float
 
 
 class LowRankMuon(ExactStateOptimizer):
@@ -103,7 +113,7 @@ class LowRankMuon(ExactStateOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: float | Tensor | None = None) -> Any:
-        """One optimization step; returns the closure's value. Parameters without a gradient are skipped.
+        """One optimization step; returns the loss. Parameters without a gradient are skipped.
 
         Args:
             closure: recomputes the loss and the gradients.
@@ -111,7 +121,8 @@ class LowRankMuon(ExactStateOptimizer):
                 with a loss that is not finite, the rank is the highest that max_rank and the shape allow.
 
         Raises:
-            ValueError: both arguments, a loss of several elements, or an option out of its range.
+            ValueError: both arguments, a loss of several elements, an option out of its range, or a state of another
+                optimizer.
             RuntimeError: a sparse gradient, or one that does not match its parameter. Nothing has been changed.
         """
         if closure is not None:
@@ -120,30 +131,40 @@ class LowRankMuon(ExactStateOptimizer):
             with torch.enable_grad():
                 loss = closure()
         value = math.nan if loss is None else read_loss("loss", loss)
-        work = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        for group, params in work:
-            _check_options(group)
-            check_grads(params)
-        for group, params in work:
-            if math.isfinite(value):
-                group["max_loss"] = max(group["max_loss"] or 0.0, value)
-            alike: dict[Any, list[Tensor]] = {}
-            for p in params:
-                if not self.state[p]:
-                    self.state[p].update(new_state(p))
-                alike.setdefault((p.device, p.dtype, p.shape, self.state[p]["exp_avg"].shape), []).append(p)
-            for matrices in alike.values():
-                if matrices[0].numel():
-                    self._step_matrices(group, matrices, _rank(group, matrices[0].shape, value))
+        work = [batch for group in self.param_groups for batch in self._batches(group, value)]
+        for group in self.param_groups:
+            group["max_loss"] = _max_loss(group, value)
+        for batch in work:
+            self._step_batch(batch)
         return loss
 
-    def _step_matrices(self, group: dict[str, Any], params: list[Tensor], rank: int) -> None:
-        """Steps parameters of one device, dtype and shape, whose states are of one rank."""
-        states = [self.state[p] for p in params]
+    def _batches(self, group: dict[str, Any], loss: float) -> list[_Batch]:
+        """What of a group runs together, checked, but not changed."""
+        _check_options(group)
+        params = [p for p in group["params"] if p.grad is not None]
+        check_grads(params)
+        alike: dict[Any, list[Tensor]] = {}
+        for p in params:
+            state = self.state.get(p, {})
+            check_state(p, state)
+            if p.numel():
+                old_rank = len(state["exp_avg"]) if state else 0
+                alike.setdefault((p.device, p.dtype, p.shape, old_rank), []).append(p)
+        batches = []
+        for (_, _, shape, _), matrices in alike.items():
+            most = min(shape) if group["max_rank"] is None else min(group["max_rank"], *shape)
+            rank = decide_rank(loss, _max_loss(group, loss), most, min(group["min_rank"], most))
+            batches.append(_Batch(group, matrices, rank, resolve_rule(group["adjust_lr_fn"])(shape)))
+        return batches
+
+    def _step_batch(self, batch: _Batch) -> None:
+        group, params, rank, scale = batch
+        states = [self.state[p] or new_state(p) for p in params]
         grads = [p.grad for p in params if p.grad is not None]
         moments = moved_moments(states, grads, rank, group["momentum"], group["beta2"])
-        for i, state in enumerate(states):
-            state.update({key: moments[key][i].clone() for key in KEYS})  # a view would keep the others' alive
+        for i, p in enumerate(params):
+            # A view would keep the others' memory alive, and in every checkpoint.
+            self.state[p].update({key: moments[key][i].clone() for key in KEYS})
         left, right = (
             orthogonalize(
                 moments[key],
@@ -155,20 +176,18 @@ class LowRankMuon(ExactStateOptimizer):
             for key in ("left_avg", "right_avg")
         )
         ratio = adam_ratio(moments, group["eps"]).to(left.dtype)
-        updates = (left * ratio[:, None, :]) @ right.mT
-        scale = resolve_rule(group["adjust_lr_fn"])(params[0].shape)
         apply(
             params,
-            list(updates.unbind(0)),
+            list(((left * ratio[:, None, :]) @ right.mT).unbind(0)),
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             scales=[scale] * len(params),
         )
 
 
-def _rank(group: dict[str, Any], shape: torch.Size, loss: float) -> int:
-    most = min(shape) if group["max_rank"] is None else min(group["max_rank"], *shape)
-    return decide_rank(loss, group["max_loss"], most, min(group["min_rank"], most))
+def _max_loss(group: dict[str, Any], loss: float) -> float | None:
+    """The largest finite loss so far, `loss` included."""
+    return max(group["max_loss"] or 0.0, loss) if math.isfinite(loss) else group["max_loss"]
 
 
 def _check_options(options: dict[str, Any]) -> None:
