@@ -3,17 +3,12 @@
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from _data import DataError
 
 import muon_kernels
-
-T = TypeVar("T")
 
 
 def positive(text: str) -> int:
@@ -22,14 +17,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
-
-
-def load_or_exit(load: Callable[[Path | None], T], path: Path | None) -> T:
-    """`load(path)`; data that are missing or damaged end the command with what to do."""
-    try:
-        return load(path)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def versions() -> dict[str, str]:

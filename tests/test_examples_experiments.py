@@ -48,19 +48,21 @@ def test_interrupted_experiments_continue(tmp_path: Path) -> None:
 
     cells = [{"part": "a", "n": n} for n in (2, 1, 0, 3)]
     with pytest.raises(RuntimeError):
-        Experiment("test", options(tmp_path / "new")).measure(cells, run, "squares")
+        Experiment("test", options(tmp_path / "new"), "a").measure(cells, run, "squares")
     results = tmp_path / "new" / "results.jsonl"
     results.write_text(results.read_text() + '{"cell": {"part": "a", "n"')  # a line that was cut short
-    rows = Experiment("test", options(tmp_path / "new")).measure(cells, run, "squares")
+    rows = Experiment("test", options(tmp_path / "new"), "a").measure(cells, run, "squares")
     assert runs == [2, 1, 0, 3], "nothing is run twice"
-    assert rows == [{"part": "a", "n": n, "square": n * n} for n in (2, 1, 0, 3)]
+    assert rows == [{"images": "a", "part": "a", "n": n, "square": n * n} for n in (2, 1, 0, 3)]
     assert len([json.loads(line) for line in results.read_text().splitlines()]) == 4
     assert chosen(rows, n=3) == [rows[3]] and chosen(rows, part="b") == []
     about = json.loads((tmp_path / "new" / "run.json").read_text())
     assert about["command"].startswith("python ") and about["versions"]["torch"] == torch.__version__
-    # Another setting is another cell.
-    Experiment("test", options(tmp_path / "new")).measure([{"part": "b", "n": 2}], run, "squares")
+    # Another setting is another cell, and so are the same settings on other images.
+    Experiment("test", options(tmp_path / "new"), "a").measure([{"part": "b", "n": 2}], run, "squares")
     assert runs[-1] == 2
+    rows = Experiment("test", options(tmp_path / "new"), "b").measure(cells[:2], run, "squares")
+    assert runs[-2:] == [2, 1] and [row["images"] for row in rows] == ["b", "b"]
 
 
 def test_orthogonal_hessians_do_not_depend_on_width_and_worsen_with_depth() -> None:
@@ -158,7 +160,7 @@ def test_commands_write_their_figures(
     module: Any, tmp_path: Path, separable: Mnist, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, figures = TINY[module]
-    monkeypatch.setattr(_experiment, "load_mnist", lambda folder: separable)
+    monkeypatch.setattr(_experiment, "load_images", lambda options: separable)
     monkeypatch.setattr(module, "Settings", lambda: settings)
     arguments = ["--out", str(tmp_path), "--device", "cpu"]
     module.main(arguments)
