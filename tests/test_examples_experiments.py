@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import _experiment
+import pc_energy
+import pc_inference
+import pc_transfer
 import predictive_coding
 import pytest
 import spectra
@@ -16,7 +19,11 @@ import transfer
 from _experiment import Experiment, chosen, parser
 from _mnist_read import Mnist
 from _mnist_train import Split, prepare_splits
+from _pc_network import PCNetwork
+from _spectra_hessian import linear_hessian
 from digits import separable_digits
+
+from muon_kernels.diagnostics import hessian
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -74,15 +81,31 @@ def test_orthogonal_hessians_do_not_depend_on_width_and_worsen_with_depth() -> N
         assert sorted(set(found[w, 2]["eigenvalues"])) == [1.0, 3.0] and len(found[w, 2]["eigenvalues"]) == 2 * w
         assert found[w, 2]["condition"] < found[w, 4]["condition"] < found[w, 8]["condition"]
     assert found[4, 8]["condition"] == pytest.approx(found[8, 8]["condition"], rel=1e-6)
+    assert (found[4, 2]["smallest"], found[4, 2]["largest"]) == pytest.approx((1.0, 3.0), rel=1e-6)
+    assert set(found[4, 2]["D"]) == {2.0} and set(found[4, 2]["O"]) == {-1.0, 1.0}
+    assert found[4, 8]["H"] == pytest.approx(found[4, 8]["eigenvalues"], abs=1e-4)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_linear_hessians_in_closed_form_are_those_of_the_energy(skips: bool) -> None:
+    net = PCNetwork(5, 4, 3, 2, activation="linear", parametrisation="mupc", skips=skips).double()
+    x, y = torch.randn(1, 5, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
+    whole, diagonal, other = linear_hessian(net)
+    torch.testing.assert_close(whole, hessian(lambda *z: net.energy(x, y, list(z)), *net.states(x)[:-1]))
+    torch.testing.assert_close(diagonal, torch.block_diag(*(diagonal[i : i + 4, i : i + 4] for i in (0, 4, 8))))
+    torch.testing.assert_close(other, whole - diagonal)
+    assert not any(other[i : i + 4, i : i + 4].any() for i in (0, 4, 8))
 
 
 def test_mupc_keeps_activations_at_one_size(split: Split) -> None:
     sizes = {}
     for parametrisation in ("sp", "mupc"):
         for layers in (8, 32):
-            cell = {"parametrisation": parametrisation, "optimizer": "Muon", "width": 32, "layers": layers}
-            row = spectra.forward(cell, split)
-            assert len(row["rms"]) == 3 and len(row["rms"][0]) == 5
+            cell = {"parametrisation": parametrisation, "skips": parametrisation == "mupc", "optimizer": "Muon"}
+            row = spectra.forward(cell | {"width": 32, "layers": layers}, split)
+            for quantity in ("mean_abs", "rms", "spectral_norm"):
+                assert len(row[quantity]) == 3 and len(row[quantity][0]) == 5
+            assert all(a <= b for a, b in zip(row["mean_abs"][0], row["rms"][0], strict=True))
             sizes[parametrisation, layers] = row["rms"][2][2]
     assert 0.5 < sizes["mupc", 32] / sizes["mupc", 8] < 2
     assert sizes["sp", 32] < 1e-2 * sizes["sp", 8]
@@ -96,32 +119,6 @@ def test_muon_updates_every_direction_and_others_few(split: Split) -> None:
     assert rows["Muon"]["update stable_rank"][-1] > 3 * others
     # Newton-Schulz with the original coefficients: singular values up to 1.2, times lr 0.02.
     assert 0.02 < rows["Muon"]["update spectral_norm"][-1] < 0.025
-
-
-def test_condition_numbers_and_ratios_at_the_start() -> None:
-    cell = {"skips": True, "seeds": 2}
-    at = {
-        (p, w, h): predictive_coding.at_the_start(cell | {"parametrisation": p, "width": w, "hidden": h}, CPU)
-        for p in ("sp", "mupc")
-        for w, h in ((8, 4), (64, 2), (64, 4))
-    }
-    assert at["sp", 64, 4]["condition"] > 3 * at["sp", 64, 2]["condition"], "grows with depth"
-    assert at["mupc", 64, 4]["ratio"] < 1.2 < at["mupc", 8, 4]["ratio"], "tends to 1 with width"
-    assert at["sp", 64, 4]["ratio"] > 2.5
-
-
-def test_predictive_coding_trains_and_stops_what_does_not(separable: Mnist) -> None:
-    splits = prepare_splits(separable, CPU, torch.float32)
-    cell = {"width": 16, "hidden": 3, "test_every": 10, "parametrisation": "mupc", "skips": True, "seed": 0}
-    cell |= {"activation": "tanh", "activity_decay": 0.0, "iterations": 40, "inference_steps": 3}
-    for optimizer in predictive_coding.OPTIMIZERS:
-        row = predictive_coding.train(cell | {"optimizer": optimizer, "rate": 0.05}, splits)
-        assert len(row["accuracy"]) == len(row["loss"]) == len(row["energy"]) == 4
-        assert row["accuracy"][-1] > 0.8
-    broken = predictive_coding.train(cell | {"optimizer": "Adam", "rate": 1e5}, splits)
-    assert len(broken["accuracy"]) < 4
-    rows = [{"rate": r, "accuracy": a} for r, a in ((0.1, [0.5, 0.9]), (0.2, [0.99]), (0.3, [0.2, 0.8]))]
-    assert predictive_coding.best_rate(rows) == [rows[0]], "an early stop counts as chance"
 
 
 def test_transfer_measures_losses(split: Split) -> None:
@@ -141,16 +138,28 @@ def test_transfer_measures_losses(split: Split) -> None:
 
 TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
     spectra: (
-        spectra.Settings((2, 4), (2, 3), ("relu",), 1, (8, 16), 4, (4, 5), 8, 4, 2),
-        ("hessian_slices", "hessian_condition", "forward_width", "forward_depth", "training"),
+        spectra.Settings((2, 4), (2, 3), ("linear",), 1, (8, 16), 4, (4, 5), (8,), 4, 2),
+        ("hessian_slices", "hessian_theory", "hessian_extremes", "forward_layers", "forward_depth_8", "training"),
     ),
     transfer: (
         transfer.Settings((4, 8), 1, (1, 2), 4, (0.01, 0.1), (0.01, 0.1), 2, 8),
         ("width", "depth", "contour"),
     ),
     predictive_coding: (
-        predictive_coding.Settings((2, 4), (2, 3), 4, 2, 4, 2, 1, (0.1, 0.0), 4, (1, 2)),
-        ("condition", "ratio", "training", "activity_decay"),
+        predictive_coding.Settings(4, 2, 4, 2, 1, (0.1, 0.0), 4, (1, 2)),
+        ("training", "activity_decay"),
+    ),
+    pc_energy: (
+        pc_energy.Settings((2, 4), (2, 3), 1, (1, 4), (1, 2), 2, (0, 2)),
+        ("condition", "ratio", "ratio_training", "training"),
+    ),
+    pc_transfer: (
+        pc_transfer.Settings((2, 4), 1, (1, 2), 4, (0.01, 0.1), (0.1, 0.2), 4, 2),
+        ("width", "depth", "accuracy"),
+    ),
+    pc_inference: (
+        pc_inference.Settings(("tanh",), 4, (1, 2), (0.1,), 2, 4, 2),
+        ("methods",),
     ),
 }
 
