@@ -6,6 +6,7 @@ from _mnist_train import Split
 from _pc_network import PCNetwork, half_squared_error
 from _spectra_training import CLASSES, batch, make_optimizer
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from muon_kernels.diagnostics import layer_picks, spectral_norm
 from muon_kernels.diagnostics.figures import LINES, Line, draw_curves, family_colors, log_y, powers_of_two
@@ -21,7 +22,10 @@ LAYERS = ("1", "L/4", "L/2", "3L/4", "L")
 
 
 def forward(cell: Cell, split: Split) -> Row:
-    """Every quantity at a few layers before training and after each step: quantity -> [steps + 1][layers]."""
+    """Every quantity at a few layers before training and after each step: quantity -> [steps + 1][layers].
+
+    What is not finite is None: under sp with skips, activations grow with every layer, and a deep network overflows.
+    """
     net = PCNetwork(
         split.images.shape[1],
         cell["width"],
@@ -39,9 +43,10 @@ def forward(cell: Cell, split: Split) -> Row:
         x, y = batch(split, step, 64)
         states = net.states(x)
         picked = [states[layer].detach() for layer in picks]
-        row["mean_abs"].append([float(z.abs().mean()) for z in picked])
-        row["rms"].append([float(z.square().mean().sqrt()) for z in picked])
-        row["spectral_norm"].append([spectral_norm(net.weights[layer]) for layer in picks])
+        weights = [net.weights[layer].detach() for layer in picks]
+        row["mean_abs"].append([_number(z.abs().mean()) for z in picked])
+        row["rms"].append([_number(z.square().mean().sqrt()) for z in picked])
+        row["spectral_norm"].append([spectral_norm(w) if w.isfinite().all() else None for w in weights])
         optimizer.zero_grad()
         half_squared_error(states[-1], y).backward()
         optimizer.step()
@@ -58,7 +63,8 @@ def draw_middle(rows: list[Row], size: str, values: tuple[int, ...], fixed: dict
                 some = chosen(rows, parametrisation=parametrisation, skips=skips, optimizer=optimizer, **fixed)
                 for step, label in ((0, "start"), (STEPS, f"{optimizer}, {STEPS} steps")):
                     found = [chosen(some, **{size: v})[0][quantity][step] for v in values]
-                    curves[label] = ([x[len(x) // 2] for x in found], np.zeros(len(values)))
+                    middle = np.array([x[len(x) // 2] for x in found], dtype=float)
+                    curves[label] = (middle, np.zeros(len(values)))
                     styles[label] = LINES[optimizer] if step else Line("#000000", "x", ":")
             draw_curves(axes, values, curves, styles)
             axes.get_legend().remove()
@@ -80,7 +86,8 @@ def draw_layers(rows: list[Row], widths: tuple[int, ...], layers: int) -> Figure
             some = chosen(rows, parametrisation=parametrisation, skips=skips, optimizer=optimizer, layers=layers)
             found = [chosen(some, width=w)[0]["rms"][step] for w in widths]
             names = LAYERS if len(found[0]) == len(LAYERS) else [str(layer + 1) for layer in layer_picks(layers)]
-            curves = {f"ℓ = {name}": ([x[i] for x in found], np.zeros(len(widths))) for i, name in enumerate(names)}
+            table = np.array(found, dtype=float)
+            curves = {f"ℓ = {name}": (table[:, i], np.zeros(len(widths))) for i, name in enumerate(names)}
             colors = family_colors(len(curves), "depth")
             draw_curves(axes, widths, curves, {k: Line(c) for k, c in zip(curves, colors, strict=True)})
             axes.get_legend().remove()
@@ -90,6 +97,10 @@ def draw_layers(rows: list[Row], widths: tuple[int, ...], layers: int) -> Figure
         line_of_axes[0].set_ylabel(f"RMS, {stage}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))
     return figure
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
 
 
 def _name(parametrisation: str, skips: bool) -> str:
