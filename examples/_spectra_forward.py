@@ -42,7 +42,7 @@ def forward(cell: Cell, split: Split) -> Row:
     for step in range(STEPS + 1):
         x, y = batch(split, step, 64)
         states = net.states(x)
-        picked = [states[layer].detach() for layer in picks]
+        picked = [states[layer].detach().double() for layer in picks]  # squares of vanishing ones underflow in float32
         weights = [net.weights[layer].detach() for layer in picks]
         row["mean_abs"].append([_number(z.abs().mean()) for z in picked])
         row["rms"].append([_number(z.square().mean().sqrt()) for z in picked])
@@ -92,9 +92,10 @@ def draw_layers(rows: list[Row], widths: tuple[int, ...], layers: int) -> Figure
             draw_curves(axes, widths, curves, {k: Line(c) for k, c in zip(curves, colors, strict=True)})
             axes.get_legend().remove()
             powers_of_two(axes, widths)
-            log_y(axes)
             axes.set(title=_name(parametrisation, skips), xlabel="Width N")
         line_of_axes[0].set_ylabel(f"RMS, {stage}")
+    for axes in grid[0]:
+        log_y(axes)  # after all stages are drawn: they share the axis
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))
     return figure
 

@@ -126,5 +126,7 @@ def _draw_families(
     over_width = {f"$N={row['width']}$": row[key] for row in chosen(rows, hidden=depth)}
     draw_spectrum_slice(left, over_depth, family="width", x_label=label)
     draw_spectrum_slice(right, over_width, family="depth", x_label=label)
+    for axes in line_of_axes:
+        axes.set_ylim(min(axes.get_ylim()[0], 1e-2), 1.5)
     left.set_title(f"{title}, width N = {width}")
     right.set_title(f"{title}, depth H = {depth}")
