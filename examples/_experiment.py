@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from _command import versions
+from _command import command_line, write_run
 from _mnist_data import add_data_options, load_images
 from _mnist_read import Mnist, idx_md5
 from matplotlib.figure import Figure
@@ -40,7 +37,7 @@ def start(name: str, description: str, arguments: Sequence[str] | None) -> tuple
     """What the command line asks for, and the data."""
     options = parser(description, name).parse_args(arguments)
     data = load_images(options)
-    return Experiment(name, options, idx_md5(data.train_images)), data
+    return Experiment(name, options, idx_md5(data.train_images), command_line(name, arguments)), data
 
 
 class Experiment:
@@ -50,20 +47,14 @@ class Experiment:
     checksum of what is trained on), are not run again.
     """
 
-    def __init__(self, name: str, options: argparse.Namespace, images: str) -> None:
+    def __init__(self, name: str, options: argparse.Namespace, images: str, command: str) -> None:
         self.full = options.full
         self._images = images
         suffix = ("-fashion" if options.dataset == "fashion" else "") + ("-full" if options.full else "")
         self.folder = options.out or RESULTS / (name + suffix)
         self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._results = self.folder / "results.jsonl"
-        about = {
-            "command": shlex.join(["python", *sys.argv]),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
-            "versions": versions(),
-        }
-        (self.folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_run(self.folder, command, self.device)
         # The small layers of the small settings are too small to share: a second thread makes them slower.
         if self.device.type == "cpu":
             torch.set_num_threads(1)

@@ -5,9 +5,7 @@ Prints the overhead and writes `results.json`. See docs/diagnostics.md.
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from _charlm_optimizers import Method, build_optimizers
 from _charlm_presets import LEARNING_RATES, PRESETS
 from _charlm_text import load_text
 from _charlm_train import build_model, train_step
-from _command import positive, versions
+from _command import command_line, device_name, positive, versions
 from _data import DataError
 from tqdm import tqdm
 
@@ -50,10 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from error
     step, extra = statistics.median(plain), statistics.median(recorded) - statistics.median(plain)
     found = {
-        "command": shlex.join(
-            ["python", "examples/charlm_monitor.py", *(sys.argv[1:] if arguments is None else arguments)]
-        ),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread",
+        "command": command_line("charlm_monitor", arguments),
+        "device": device_name(device),
         "versions": versions(),
         "step_seconds": step,
         "record_seconds": extra,

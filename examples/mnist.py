@@ -5,14 +5,12 @@ Prints the accuracies after every epoch and writes `results.json` and one figure
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from _command import mean_text, positive, versions
+from _command import command_line, mean_text, positive, versions
 from _mnist_data import add_data_options, load_images
 from _mnist_figure import draw
 from _mnist_read import Mnist, idx_md5
@@ -49,8 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     results = run(options, data, device)
     print(table(results))
-    command = shlex.join(["python", "examples/mnist.py", *(sys.argv[1:] if arguments is None else arguments)])
-    save(results, options, data, command)
+    save(results, options, data, command_line("mnist", arguments))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _command import positive, versions
+from _command import command_line, positive, versions
 from _mnist_data import add_data_options, load_images
 from _mnist_train import BATCH, Split, accuracy, build_model, build_optimizer, prepare_splits
 from matplotlib.figure import Figure
@@ -42,7 +42,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{backend:12} loss of the last {WINDOW} steps {losses[-1]:.4f}, test accuracy {share:.2%}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    about = {"epochs": options.epochs, "window": WINDOW, "device": where, "versions": versions(), "runs": runs}
+    command = command_line("mnist_backends", arguments)
+    about = {
+        "command": command,
+        "epochs": options.epochs,
+        "window": WINDOW,
+        "device": where,
+        "versions": versions(),
+        "runs": runs,
+    }
     (options.out / "results.json").write_text(json.dumps(about, indent=1) + "\n")
     draw(
         {name: run["loss"] for name, run in runs.items()},

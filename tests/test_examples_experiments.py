@@ -56,20 +56,20 @@ def test_interrupted_experiments_continue(tmp_path: Path) -> None:
 
     cells = [{"part": "a", "n": n} for n in (2, 1, 0, 3)]
     with pytest.raises(RuntimeError):
-        Experiment("test", options(tmp_path / "new"), "a").measure(cells, run, "squares")
+        Experiment("test", options(tmp_path / "new"), "a", "python x.py").measure(cells, run, "squares")
     results = tmp_path / "new" / "results.jsonl"
     results.write_text(results.read_text() + '{"cell": {"part": "a", "n"')  # a line that was cut short
-    rows = Experiment("test", options(tmp_path / "new"), "a").measure(cells, run, "squares")
+    rows = Experiment("test", options(tmp_path / "new"), "a", "python x.py").measure(cells, run, "squares")
     assert runs == [2, 1, 0, 3], "nothing is run twice"
     assert rows == [{"images": "a", "part": "a", "n": n, "square": n * n} for n in (2, 1, 0, 3)]
     assert len([json.loads(line) for line in results.read_text().splitlines()]) == 4
     assert chosen(rows, n=3) == [rows[3]] and chosen(rows, part="b") == []
     about = json.loads((tmp_path / "new" / "run.json").read_text())
-    assert about["command"].startswith("python ") and about["versions"]["torch"] == torch.__version__
+    assert about["command"] == "python x.py" and about["versions"]["torch"] == torch.__version__
     # Another setting is another cell, and so are the same settings on other images.
-    Experiment("test", options(tmp_path / "new"), "a").measure([{"part": "b", "n": 2}], run, "squares")
+    Experiment("test", options(tmp_path / "new"), "a", "python x.py").measure([{"part": "b", "n": 2}], run, "squares")
     assert runs[-1] == 2
-    rows = Experiment("test", options(tmp_path / "new"), "b").measure(cells[:2], run, "squares")
+    rows = Experiment("test", options(tmp_path / "new"), "b", "python x.py").measure(cells[:2], run, "squares")
     assert runs[-2:] == [2, 1] and [row["images"] for row in rows] == ["b", "b"]
 
 
@@ -191,6 +191,8 @@ def test_commands_write_their_figures(
     assert all(math.isfinite(len(json.loads(line)["result"])) for line in measured.splitlines())
     module.main(arguments)
     assert (tmp_path / "results.jsonl").read_text() == measured, "everything was there already"
+    command = json.loads((tmp_path / "run.json").read_text())["command"]
+    assert command == f"python examples/{module.__name__}.py --out {tmp_path} --device cpu"
     assert "run" in capsys.readouterr().err, "the progress bar"
 
 
@@ -202,4 +204,9 @@ def test_missing_data_end_the_command(tmp_path: Path) -> None:
 
 def test_structure_gallery_command(tmp_path: Path) -> None:
     structures.main(["--out", str(tmp_path)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["diagonal.png", "structures.gif", "structures.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "diagonal.png",
+        "run.json",
+        "structures.gif",
+        "structures.png",
+    ]
