@@ -42,9 +42,7 @@ class Settings:
     seeds: int = 1
 
 
-FULL = Settings(
-    ("linear", "tanh", "relu"), 128, (8, 16, 32), inference_steps=100, iterations=900, test_every=100, seeds=3
-)
+FULL = Settings(("linear", "tanh", "relu"), 128, (4, 8, 16), inference_steps=32, iterations=200, test_every=25)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,7 +37,7 @@ class Settings:
     seeds: int = 1
 
 
-FULL = Settings((64, 128, 256, 512), 8, (8, 16, 32), 256, iterations=300, test_every=30, seeds=3)
+FULL = Settings((64, 128, 256, 512), 8, (4, 8, 16), 256, iterations=200, test_every=20, seeds=2)
 
 
 def main(arguments: list[str] | None = None) -> None:

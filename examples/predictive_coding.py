@@ -41,7 +41,7 @@ class Settings:
     decay_steps: tuple[int, ...] = (8, 50)
 
 
-FULL = Settings(512, 32, 938, 100, 3, (1.0, 0.5, 0.1, 0.05, 0.01, 1e-3, 1e-4, 0.0), 938, (50, 500))
+FULL = Settings(512, 16, 300, 30, 3, decay_iterations=300, decay_steps=(16, 100))
 
 
 def main(arguments: list[str] | None = None) -> None:
