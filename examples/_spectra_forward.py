@@ -14,8 +14,6 @@ from muon_kernels.diagnostics.figures import LINES, Line, draw_curves, family_co
 # In the order of drawing: where curves coincide, Muon's is on top. The rate is that of the source of this experiment.
 OPTIMIZERS = ("SGD", "Adam", "Muon")
 RATE = 1e-3
-NETWORKS = (("sp", False), ("sp", True), ("orthogonal", False), ("mupc", False), ("mupc", True))
-"""Parametrisation and skips."""
 STEPS = 2
 QUANTITIES = {"mean_abs": "Mean |pre-activation|", "rms": "RMS of pre-activations", "spectral_norm": "Spectral norm"}
 LAYERS = ("1", "L/4", "L/2", "3L/4", "L")
@@ -55,9 +53,12 @@ def forward(cell: Cell, split: Split) -> Row:
 
 def draw_middle(rows: list[Row], size: str, values: tuple[int, ...], fixed: dict[str, int]) -> Figure:
     """Every quantity at the middle layer against size, before and after the steps: a column a network."""
-    figure = Figure(figsize=(18, 3.4 * len(QUANTITIES)), layout="constrained")
-    for line_of_axes, (quantity, title) in zip(figure.subplots(3, len(NETWORKS)), QUANTITIES.items(), strict=True):
-        for axes, (parametrisation, skips) in zip(line_of_axes, NETWORKS, strict=True):
+    networks = _networks(rows)
+    figure = Figure(figsize=(3.6 * len(networks), 3.4 * len(QUANTITIES)), layout="constrained")
+    for line_of_axes, (quantity, title) in zip(
+        figure.subplots(3, len(networks), squeeze=False), QUANTITIES.items(), strict=True
+    ):
+        for axes, (parametrisation, skips) in zip(line_of_axes, networks, strict=True):
             curves, styles = {}, {}
             for optimizer in OPTIMIZERS:
                 some = chosen(rows, parametrisation=parametrisation, skips=skips, optimizer=optimizer, **fixed)
@@ -79,10 +80,11 @@ def draw_middle(rows: list[Row], size: str, values: tuple[int, ...], fixed: dict
 def draw_layers(rows: list[Row], widths: tuple[int, ...], layers: int) -> Figure:
     """RMS of pre-activations of five layers against width: at the start, after steps of Adam, after steps of Muon."""
     stages = {"start": ("Muon", 0), "Adam, 2 steps": ("Adam", STEPS), "Muon, 2 steps": ("Muon", STEPS)}
-    figure = Figure(figsize=(18, 3.4 * len(stages)), layout="constrained")
-    grid = figure.subplots(len(stages), len(NETWORKS), sharey="col")
+    networks = _networks(rows)
+    figure = Figure(figsize=(3.6 * len(networks), 3.4 * len(stages)), layout="constrained")
+    grid = figure.subplots(len(stages), len(networks), squeeze=False, sharey="col")
     for line_of_axes, (stage, (optimizer, step)) in zip(grid, stages.items(), strict=True):
-        for axes, (parametrisation, skips) in zip(line_of_axes, NETWORKS, strict=True):
+        for axes, (parametrisation, skips) in zip(line_of_axes, networks, strict=True):
             some = chosen(rows, parametrisation=parametrisation, skips=skips, optimizer=optimizer, layers=layers)
             found = [chosen(some, width=w)[0]["rms"][step] for w in widths]
             names = LAYERS if len(found[0]) == len(LAYERS) else [str(layer + 1) for layer in layer_picks(layers)]
@@ -98,6 +100,10 @@ def draw_layers(rows: list[Row], widths: tuple[int, ...], layers: int) -> Figure
         log_y(axes)  # after all stages are drawn: they share the axis
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))
     return figure
+
+
+def _networks(rows: list[Row]) -> list[tuple[str, bool]]:
+    return list(dict.fromkeys((row["parametrisation"], row["skips"]) for row in rows))
 
 
 def _number(value: Tensor) -> float | None:

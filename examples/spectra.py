@@ -11,7 +11,7 @@ import torch
 from _experiment import Cell, Experiment, start
 from _mnist_read import Mnist
 from _mnist_train import prepare_splits
-from _spectra_forward import NETWORKS, OPTIMIZERS, draw_layers, draw_middle, forward
+from _spectra_forward import OPTIMIZERS, draw_layers, draw_middle, forward
 from _spectra_hessian import draw_conditions, draw_extremes, draw_slices, draw_theory, hessian
 from _spectra_training import TRAINED, draw_training, train
 
@@ -24,6 +24,13 @@ class Settings:
     hessian_depths: tuple[int, ...] = (2, 4, 8, 16, 32)
     activations: tuple[str, ...] = ("linear", "tanh", "relu")
     seeds: int = 3
+    networks: tuple[tuple[str, bool], ...] = (  # parametrisation and skips, of the forward passes
+        ("sp", False),
+        ("sp", True),
+        ("orthogonal", False),
+        ("mupc", False),
+        ("mupc", True),
+    )
     widths: tuple[int, ...] = (128, 256, 512)
     depth: int = 16
     depths: tuple[int, ...] = (16, 32, 64, 128)
@@ -61,7 +68,7 @@ def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
     shapes = [(w, settings.depth) for w in settings.widths] + list(product(settings.depth_widths, settings.depths))
     cells = [
         {"part": "forward", "parametrisation": p, "skips": skips, "optimizer": o, "width": w, "layers": d}
-        for (p, skips), o, (w, d) in product(NETWORKS, OPTIMIZERS, dict.fromkeys(shapes))
+        for (p, skips), o, (w, d) in product(settings.networks, OPTIMIZERS, dict.fromkeys(shapes))
     ]
     forwards = experiment.measure(cells, partial(forward, split=split), "forward passes")
     cells = [

@@ -142,7 +142,7 @@ def test_transfer_measures_losses(split: Split) -> None:
 
 TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
     spectra: (
-        spectra.Settings((2, 4), (2, 3), ("linear",), 1, (8, 16), 4, (4, 5), (8,), 4, 2),
+        spectra.Settings((2, 4), (2, 3), ("linear",), 1, (("sp", True),), (8, 16), 4, (4, 5), (8,), 4, 2),
         ("hessian_slices", "hessian_theory", "hessian_extremes", "forward_layers", "forward_depth_8", "training"),
     ),
     transfer: (
