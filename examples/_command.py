@@ -1,19 +1,19 @@
 """What the commands of the examples share."""
 
 import argparse
+import json
 import math
+import platform
+import shlex
 import statistics
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from _data import DataError
 
 import muon_kernels
-
-T = TypeVar("T")
 
 
 def positive(text: str) -> int:
@@ -24,17 +24,26 @@ def positive(text: str) -> int:
     return value
 
 
-def load_or_exit(load: Callable[[Path | None], T], path: Path | None) -> T:
-    """`load(path)`; data that are missing or damaged end the command with what to do."""
-    try:
-        return load(path)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from error
-
-
 def versions() -> dict[str, str]:
     """What results were made with."""
     return {"muon_kernels": muon_kernels.__version__, "torch": torch.__version__}
+
+
+def command_line(name: str, arguments: Sequence[str] | None) -> str:
+    """The command that repeats a run of `name`.py with these arguments; None: those of this process."""
+    return shlex.join(["python", f"examples/{name}.py", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's architecture."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def write_run(folder: Path, command: str, device: torch.device) -> None:
+    """`run.json` in a new result folder: what made its figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"command": command, "device": device_name(device), "versions": versions()}
+    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def mean_std(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,17 +2,14 @@
 
 import argparse
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from _command import load_or_exit, versions
-from _mnist_data import load_mnist
-from _mnist_read import Mnist
+from _command import command_line, write_run
+from _mnist_data import add_data_options, load_images
+from _mnist_read import Mnist, idx_md5
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -29,36 +26,35 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--full", action="store_true", help="the large settings, for a GPU")
     options.add_argument("--device", help="default: cuda if there is one")
-    options.add_argument("--data", type=Path, metavar="DIR", help="IDX files, or a root of torchvision's MNIST/raw")
-    options.add_argument("--out", type=Path, metavar="DIR", help=f"default {RESULTS / name}, with --full {name}-full")
+    add_data_options(options)
+    options.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"default {RESULTS / name}, then -fashion and -full as asked for"
+    )
     return options
 
 
 def start(name: str, description: str, arguments: Sequence[str] | None) -> tuple["Experiment", Mnist]:
     """What the command line asks for, and the data."""
     options = parser(description, name).parse_args(arguments)
-    data = load_or_exit(load_mnist, options.data)
-    return Experiment(name, options), data
+    data = load_images(options)
+    return Experiment(name, options, idx_md5(data.train_images), command_line(name, arguments)), data
 
 
 class Experiment:
     """A result folder: `run.json` (command, versions), `results.jsonl` (a line a cell) and figures.
 
-    A command that was interrupted continues: cells whose settings are in the file already are not run again.
+    A command that was interrupted continues: cells whose settings are in the file already, with the same `images` (a
+    checksum of what is trained on), are not run again.
     """
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
+    def __init__(self, name: str, options: argparse.Namespace, images: str, command: str) -> None:
         self.full = options.full
-        self.folder = options.out or RESULTS / (f"{name}-full" if options.full else name)
+        self._images = images
+        suffix = ("-fashion" if options.dataset == "fashion" else "") + ("-full" if options.full else "")
+        self.folder = options.out or RESULTS / (name + suffix)
         self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._results = self.folder / "results.jsonl"
-        about = {
-            "command": shlex.join(["python", *sys.argv]),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
-            "versions": versions(),
-        }
-        (self.folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_run(self.folder, command, self.device)
         # The small layers of the small settings are too small to share: a second thread makes them slower.
         if self.device.type == "cpu":
             torch.set_num_threads(1)
@@ -68,6 +64,7 @@ class Experiment:
 
         JSON has no infinity and no NaN: `run` returns None in their place.
         """
+        cells = [{"images": self._images} | cell for cell in cells]
         done = {_key(row["cell"]): row for row in self._read()}
         with tqdm(total=len(cells), desc=what, unit="run") as bar:
             for cell in cells:

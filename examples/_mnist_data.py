@@ -1,5 +1,10 @@
-"""Where MNIST is looked for: a folder, the cache, a package read as a zip file, and last a small subset of it."""
+"""Where the images are looked for.
 
+MNIST: a folder, the cache, a package read as a zip file, and last a small subset of it. Fashion-MNIST: a folder, or
+where Debian's package puts it.
+"""
+
+import argparse
 import sys
 import zipfile
 import zlib
@@ -8,16 +13,45 @@ from pathlib import Path
 import numpy as np
 from _data import DataError, UnreachableError, cache_file, write_cache
 from _mnist_packages import FULL_PACKAGE, SUBSET_PACKAGE, from_package, from_subset
-from _mnist_read import PARTS, Mnist, read_idx
+from _mnist_read import DATASETS, PARTS, Mnist, read_idx
 
 CACHED = "mnist.npz"
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FASHION_PACKAGE = "dataset-fashion-mnist"
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """--dataset and --data, what `load_images` takes."""
+    parser.add_argument("--dataset", choices=DATASETS, default="mnist", help="default %(default)s")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="IDX files, or a root of torchvision's MNIST/raw or FashionMNIST/raw"
+    )
+
+
+def load_images(options: argparse.Namespace) -> Mnist:
+    """What the command line asks for; data that are missing or damaged end the command with what to do."""
+    try:
+        return load_fashion(options.data) if options.dataset == "fashion" else load_mnist(options.data)
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def load_fashion(folder: Path | None = None) -> Mnist:
+    """The data in `folder` if one is given, otherwise those of Debian's package."""
+    if folder is None and not FASHION_FOLDER.is_dir():
+        raise DataError(
+            f"no Fashion-MNIST in {FASHION_FOLDER}. Either `apt-get install {FASHION_PACKAGE}` (Debian, 31 MB); or, "
+            f"without root, `apt-get download {FASHION_PACKAGE} && dpkg-deb -x {FASHION_PACKAGE}_*.deb DIR` and pass "
+            f"--data DIR{FASHION_FOLDER}; or pass --data with another folder that holds the four IDX files."
+        )
+    return from_folder(folder or FASHION_FOLDER, "fashion")
 
 
 def load_mnist(folder: Path | None = None) -> Mnist:
     """The data in `folder` if one is given; otherwise the cache, the full package, the subset, in this order."""
     if folder is not None:
-        return from_folder(folder)
+        return from_folder(folder, "mnist")
     cache = cache_file(CACHED)
     if cache.exists():
         return from_cache(cache)
@@ -37,18 +71,19 @@ def load_mnist(folder: Path | None = None) -> Mnist:
     return data
 
 
-def from_folder(folder: Path) -> Mnist:
+def from_folder(folder: Path, dataset: str) -> Mnist:
     """IDX files, gzipped or not, in `folder` or, as torchvision lays them out, in `folder`/MNIST/raw."""
-    places = (folder, folder / "MNIST" / "raw")
+    published = DATASETS[dataset]
+    places = (folder, folder / published.torchvision_folder / "raw")
     arrays = []
     for name in IDX_NAMES:
         found = [path for place in places for path in (place / name, place / f"{name}.gz") if path.is_file()]
         if not found:
             raise DataError(f"no {name} or {name}.gz in {places[0]} or {places[1]}")
         arrays.append(read_idx(found[0]))
-    data = Mnist("IDX files", *arrays)
+    data = Mnist(f"{published.name} from IDX files", *arrays, dataset)
     if not data.is_published():
-        print("NOTICE: these IDX files are not the published MNIST (checksums differ)", file=sys.stderr)
+        print(f"NOTICE: these IDX files are not the published {published.name} (checksums differ)", file=sys.stderr)
     return data
 
 

@@ -16,12 +16,12 @@ SCALES = {"shape": ((-0.05, 0.45), np.linspace(-0.05, 0.45, 6)), "random": ((-0.
 Histories = dict[str, list[History]]  # optimizer -> one history a seed
 
 
-def draw(histories: Histories, start: str, path: Path) -> None:
-    """Write the figure of one start; `histories` holds each optimizer's seeds, in the order of the rows."""
+def draw(histories: Histories, data: str, start: str, path: Path) -> None:
+    """Write the figure of one start on `data`; `histories` holds each optimizer's seeds, in the order of the rows."""
     epochs = len(next(iter(histories.values()))[0].weights) - 1
     shown = np.unique(np.linspace(0, epochs, min(epochs + 1, MOST_COLUMNS)).round().astype(int))
     figure = Figure(figsize=(22, 11))
-    figure.suptitle(f"MNIST, MLP 784-128-128-64-10 (ReLU): the 128x128 weight, {start} start", fontsize=22, y=0.97)
+    figure.suptitle(f"{data}, MLP 784-128-128-64-10 (ReLU): the 128x128 weight, {start} start", fontsize=22, y=0.97)
     rows = figure.add_gridspec(2, 1, height_ratios=(1, 1.15), hspace=0.12)
     figure.subplots_adjust(left=0.07, right=0.935, top=0.89, bottom=0.07)
     limits, ticks = SCALES[start]

@@ -1,4 +1,4 @@
-"""The MNIST record with its checksums, and readers for the two forms it is published in: IDX files and CSV text."""
+"""The images with what identifies them, and readers for the two forms they are published in: IDX files and CSV text."""
 
 import gzip
 import hashlib
@@ -13,23 +13,57 @@ from _data import DataError
 IMAGE_MAGIC, LABEL_MAGIC = 2051, 2049
 SIDE = 28
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
-IDX_MD5 = (
-    "6bbc9ace898e44ae57da46a324031adb",
-    "a25bea736e30d166cdddb491f175f624",
-    "2646ac647ad5339dbf082846283269ea",
-    "27ae3e4e09519cfbb04c329615203637",
-)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published data set: md5 of its uncompressed IDX files; mean and deviation of its training pixels, 0 to 1."""
+
+    name: str
+    torchvision_folder: str
+    idx_md5: tuple[str, ...]
+    pixel_mean: float
+    pixel_std: float
+
+
+DATASETS = {
+    "mnist": Published(
+        "MNIST",
+        "MNIST",
+        (
+            "6bbc9ace898e44ae57da46a324031adb",
+            "a25bea736e30d166cdddb491f175f624",
+            "2646ac647ad5339dbf082846283269ea",
+            "27ae3e4e09519cfbb04c329615203637",
+        ),
+        0.1307,
+        0.3081,
+    ),
+    "fashion": Published(
+        "Fashion-MNIST",
+        "FashionMNIST",
+        (
+            "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "9018921c3c673c538a1fc5bad174d6f9",
+            "8181f5470baa50b63fa0f6fddb340f0a",
+            "15d484375f8d13e6eb1aabb0c3f46965",
+        ),
+        0.2860,
+        0.3530,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Mnist:
-    """Where the data came from, in words; pixels 0-255 [n, 28, 28] and labels [n], both uint8."""
+    """Where the data came from, in words; pixels 0-255 [n, 28, 28] and labels [n], both uint8; a key of DATASETS."""
 
     source: str
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    dataset: str = "mnist"
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -39,9 +73,14 @@ class Mnist:
             if labels.max() > 9:
                 raise DataError(f"{split}: label {labels.max()} is not one of the ten classes")
 
+    @property
+    def published(self) -> Published:
+        """The data set that these are images of."""
+        return DATASETS[self.dataset]
+
     def is_published(self) -> bool:
         """Whether these are, byte for byte, the 60 000 and 10 000 published images."""
-        return all(idx_md5(getattr(self, part)) == md5 for part, md5 in zip(PARTS, IDX_MD5, strict=True))
+        return all(idx_md5(getattr(self, part)) == md5 for part, md5 in zip(PARTS, self.published.idx_md5, strict=True))
 
     def verified(self, otherwise: str) -> "Mnist":
         """The same data if they are the published ones; an error with the text `otherwise` if not."""
@@ -56,7 +95,7 @@ def _idx_header(array: np.ndarray) -> bytes:
 
 
 def idx_md5(array: np.ndarray) -> str:
-    """md5 of the uncompressed IDX file that holds `array`, the form in which MNIST's checksums are known."""
+    """md5 of the uncompressed IDX file that holds `array`, the form in which the checksums are known."""
     digest = hashlib.md5(_idx_header(array), usedforsecurity=False)
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from _mnist_data import Mnist
 from _mnist_glyph import glyph
+from _mnist_read import Mnist
 from torch import Tensor, nn
 
 from muon_kernels import Muon
@@ -21,7 +21,6 @@ GLYPH_STRENGTH = 0.4
 LEARNING_RATE = 1e-3
 BATCH = 512
 EVALUATION_BATCH = 8192
-PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,15 @@ class History:
     seconds: float = 0.0
 
 
-def prepare(images: np.ndarray, labels: np.ndarray, device: torch.device, dtype: torch.dtype) -> Split:
-    """The whole split as two tensors, normalised once, so that an epoch is nothing but index shuffles."""
-    pixels = torch.tensor(images, device=device).flatten(1).float().div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
-    return Split(pixels.to(dtype), torch.tensor(labels, device=device, dtype=torch.int64))
-
-
 def prepare_splits(data: Mnist, device: torch.device, dtype: torch.dtype) -> tuple[Split, Split]:
-    """Train and test split of `data`."""
-    train = prepare(data.train_images, data.train_labels, device, dtype)
-    return train, prepare(data.test_images, data.test_labels, device, dtype)
+    """Train and test split of `data`, each as two tensors, normalised once: an epoch is nothing but index shuffles."""
+    mean, std = data.published.pixel_mean, data.published.pixel_std
+
+    def prepare(images: np.ndarray, labels: np.ndarray) -> Split:
+        pixels = torch.tensor(images, device=device).flatten(1).float().div_(255).sub_(mean).div_(std)
+        return Split(pixels.to(dtype), torch.tensor(labels, device=device, dtype=torch.int64))
+
+    return prepare(data.train_images, data.train_labels), prepare(data.test_images, data.test_labels)
 
 
 def build_model(start: str, seed: int) -> nn.Sequential:

@@ -120,11 +120,11 @@ class PCNetwork(nn.Module):
             optimizer.step()
         return [state.detach() for state in z]
 
-    @torch.no_grad()
     def equilibrium_energy(self, x: Tensor, y: Tensor) -> Tensor:
         """The energy's minimum over z for a linear network: mean r^T S^-1 r / 2, r = y - forward(x).
 
-        S = I + sum_l P_l P_l^T, where P_l is the product of the layers above hidden layer l.
+        S = I + sum_l P_l P_l^T, where P_l is the product of the layers above hidden layer l. Its gradient in the
+        weights is that of the energy at the minimum: what predictive coding steps by if inference is run to its end.
         """
         if self.activation != "linear":
             raise ValueError(f"equilibrium_energy needs a linear network, got activation {self.activation!r}")

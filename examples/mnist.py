@@ -1,4 +1,4 @@
-"""Train a small network on MNIST with Muon and with Adam, from a random start and from a planted shape.
+"""Train a small network on MNIST or Fashion-MNIST with Muon and Adam, from a random start and from a planted shape.
 
 Prints the accuracies after every epoch and writes `results.json` and one figure per start. See docs/mnist.md.
 """
@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from _command import load_or_exit, mean_text, positive, versions
-from _mnist_data import load_mnist
+from _command import command_line, mean_text, positive, versions
+from _mnist_data import add_data_options, load_images
 from _mnist_figure import draw
+from _mnist_read import Mnist, idx_md5
+from _mnist_runs import load_run, save_run
 from _mnist_train import (
     BATCH,
     OPTIMIZERS,
     STARTS,
     History,
-    Split,
     build_model,
     build_optimizer,
     prepare_splits,
@@ -37,17 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     # The layers are too small to share: on two cores with other work, a second thread made epochs ten times slower.
     torch.set_num_threads(1)
-    data = load_or_exit(load_mnist, options.data)
+    data = load_images(options)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"muon_kernels {muon_kernels.__version__}, torch {torch.__version__}")
     print(muon_kernels.explain())
     print(f"data: {data.source}, {len(data.train_labels)} train + {len(data.test_labels)} test images")
     print(f"training on {device}, {options.dtype}: {options.epochs} epochs of batches of {BATCH}")
 
-    splits = prepare_splits(data, device, DTYPES[options.dtype])
-    results = run(options, splits, device)
+    results = run(options, data, device)
     print(table(results))
-    save(results, options, data.source)
+    save(results, options, data, command_line("mnist", arguments))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -57,25 +57,33 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="run seeds 0 to N-1 (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of weights, optimizer states and inputs")
     parser.add_argument("--start", choices=(*STARTS, "both"), default="both")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="IDX files, or a root of torchvision's MNIST/raw")
-    parser.add_argument("--out", type=Path, default=Path("results/local/mnist"), metavar="DIR")
+    add_data_options(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default results/local/DATASET")
+    parser.add_argument("--resume", action="store_true", help="keep the finished runs with these settings in --out")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.out = options.out or Path("results/local") / options.dataset
+    return options
 
 
-def run(options: argparse.Namespace, splits: tuple[Split, Split], device: torch.device) -> Results:
+def run(options: argparse.Namespace, data: Mnist, device: torch.device) -> Results:
     """Every start, optimizer and seed that was asked for."""
-    train, test = splits
+    train, test = prepare_splits(data, device, DTYPES[options.dtype])
     starts = STARTS if options.start == "both" else (options.start,)
     results: Results = {start: {name: [] for name in OPTIMIZERS} for start in starts}
     batches = options.epochs * -(-len(train.labels) // BATCH)
+    settings = {"epochs": options.epochs, "dtype": options.dtype, "images": idx_md5(data.train_images)}
     for start in starts:
         for name in OPTIMIZERS:
             for seed in range(options.seeds):
-                model = build_model(start, seed).to(device, DTYPES[options.dtype])
-                optimizer = build_optimizer(name, model)
-                with tqdm(total=batches, desc=f"{name} {start}, seed {seed}", unit="batch") as bar:
-                    history = train_model(model, optimizer, train, test, options.epochs, seed, bar.update)
+                path = options.out / "runs" / f"{start}-{name}-seed{seed}.pt"
+                history = load_run(path, settings) if options.resume else None
+                if history is None:
+                    model = build_model(start, seed).to(device, DTYPES[options.dtype])
+                    optimizer = build_optimizer(name, model)
+                    with tqdm(total=batches, desc=f"{name} {start}, seed {seed}", unit="batch") as bar:
+                        history = train_model(model, optimizer, train, test, options.epochs, seed, bar.update)
+                    save_run(path, settings, history)
                 results[start][name].append(history)
     return results
 
@@ -101,20 +109,21 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def save(results: Results, options: argparse.Namespace, source: str) -> None:
-    """Write the numbers as JSON and a figure for each start."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    settings = {"epochs": options.epochs, "seeds": options.seeds, "dtype": options.dtype, "data": source}
+def save(results: Results, options: argparse.Namespace, data: Mnist, command: str) -> None:
+    """Write the numbers, with the command that made them, as JSON and a figure for each start."""
+    settings = {"epochs": options.epochs, "seeds": options.seeds, "dtype": options.dtype, "data": data.source}
+    about = {"command": command, "settings": settings, "versions": versions()}
     runs = {
         start: {name: [_numbers(history) for history in histories] for name, histories in names.items()}
         for start, names in results.items()
     }
     path = options.out / "results.json"
-    path.write_text(json.dumps({"settings": settings, "versions": versions(), "runs": runs}, indent=1) + "\n")
+    path.write_text(json.dumps({**about, "runs": runs}, indent=1) + "\n")
     written = [path]
     for start, names in results.items():
         written.append(options.out / f"weights_{start}.png")
-        draw({name.capitalize(): histories for name, histories in names.items()}, start, written[-1])
+        rows = {name.capitalize(): histories for name, histories in names.items()}
+        draw(rows, data.published.name, start, written[-1])
     print("\nwritten: " + ", ".join(map(str, written)))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _command import load_or_exit, positive, versions
-from _mnist_data import load_mnist
+from _command import command_line, positive, versions
+from _mnist_data import add_data_options, load_images
 from _mnist_train import BATCH, Split, accuracy, build_model, build_optimizer, prepare_splits
 from matplotlib.figure import Figure
 from torch import nn
@@ -27,12 +27,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", nargs="+", default=["triton", "reference"])
     parser.add_argument("--epochs", type=positive, default=10)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="IDX files, or a root of torchvision's MNIST/raw")
+    add_data_options(parser)
     parser.add_argument("--out", type=Path, default=Path("results/local/mnist_backends"), metavar="DIR")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     options = parser.parse_args(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    train, test = prepare_splits(load_or_exit(load_mnist, options.data), device, torch.float32)
+    data = load_images(options)
+    train, test = prepare_splits(data, device, torch.float32)
     runs = {}
     for backend in options.backend:
         with use_backend(backend):
@@ -41,9 +42,21 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{backend:12} loss of the last {WINDOW} steps {losses[-1]:.4f}, test accuracy {share:.2%}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    about = {"epochs": options.epochs, "window": WINDOW, "device": where, "versions": versions(), "runs": runs}
+    command = command_line("mnist_backends", arguments)
+    about = {
+        "command": command,
+        "epochs": options.epochs,
+        "window": WINDOW,
+        "device": where,
+        "versions": versions(),
+        "runs": runs,
+    }
     (options.out / "results.json").write_text(json.dumps(about, indent=1) + "\n")
-    draw({name: run["loss"] for name, run in runs.items()}, f"MNIST, Muon, on {where}", options.out / "loss.png")
+    draw(
+        {name: run["loss"] for name, run in runs.items()},
+        f"{data.published.name}, Muon, on {where}",
+        options.out / "loss.png",
+    )
 
 
 def train_model(train: Split, test: Split, epochs: int) -> tuple[list[float], float]:

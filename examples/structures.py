@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _command import command_line, write_run
 
 from muon_kernels.diagnostics.figures import random_symmetric, save, save_structure_animation, structure_gallery
 
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--out", type=Path, default=Path("results/local/structures"), help="result folder (default %(default)s)"
     )
     out = options.parse_args(arguments).out
+    write_run(out, command_line("structures", arguments), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     figures = {
         "diagonal": structure_gallery(random_symmetric(10, generator), ["original", "diagonal"]),

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import _experiment
+import pc_energy
+import pc_inference
+import pc_transfer
 import predictive_coding
 import pytest
 import spectra
@@ -16,7 +19,12 @@ import transfer
 from _experiment import Experiment, chosen, parser
 from _mnist_read import Mnist
 from _mnist_train import Split, prepare_splits
+from _pc_network import PCNetwork
+from _spectra_hessian import linear_hessian
 from digits import separable_digits
+from matplotlib.figure import Figure
+
+from muon_kernels.diagnostics import hessian
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -48,19 +56,21 @@ def test_interrupted_experiments_continue(tmp_path: Path) -> None:
 
     cells = [{"part": "a", "n": n} for n in (2, 1, 0, 3)]
     with pytest.raises(RuntimeError):
-        Experiment("test", options(tmp_path / "new")).measure(cells, run, "squares")
+        Experiment("test", options(tmp_path / "new"), "a", "python x.py").measure(cells, run, "squares")
     results = tmp_path / "new" / "results.jsonl"
     results.write_text(results.read_text() + '{"cell": {"part": "a", "n"')  # a line that was cut short
-    rows = Experiment("test", options(tmp_path / "new")).measure(cells, run, "squares")
+    rows = Experiment("test", options(tmp_path / "new"), "a", "python x.py").measure(cells, run, "squares")
     assert runs == [2, 1, 0, 3], "nothing is run twice"
-    assert rows == [{"part": "a", "n": n, "square": n * n} for n in (2, 1, 0, 3)]
+    assert rows == [{"images": "a", "part": "a", "n": n, "square": n * n} for n in (2, 1, 0, 3)]
     assert len([json.loads(line) for line in results.read_text().splitlines()]) == 4
     assert chosen(rows, n=3) == [rows[3]] and chosen(rows, part="b") == []
     about = json.loads((tmp_path / "new" / "run.json").read_text())
-    assert about["command"].startswith("python ") and about["versions"]["torch"] == torch.__version__
-    # Another setting is another cell.
-    Experiment("test", options(tmp_path / "new")).measure([{"part": "b", "n": 2}], run, "squares")
+    assert about["command"] == "python x.py" and about["versions"]["torch"] == torch.__version__
+    # Another setting is another cell, and so are the same settings on other images.
+    Experiment("test", options(tmp_path / "new"), "a", "python x.py").measure([{"part": "b", "n": 2}], run, "squares")
     assert runs[-1] == 2
+    rows = Experiment("test", options(tmp_path / "new"), "b", "python x.py").measure(cells[:2], run, "squares")
+    assert runs[-2:] == [2, 1] and [row["images"] for row in rows] == ["b", "b"]
 
 
 def test_orthogonal_hessians_do_not_depend_on_width_and_worsen_with_depth() -> None:
@@ -72,18 +82,37 @@ def test_orthogonal_hessians_do_not_depend_on_width_and_worsen_with_depth() -> N
         assert sorted(set(found[w, 2]["eigenvalues"])) == [1.0, 3.0] and len(found[w, 2]["eigenvalues"]) == 2 * w
         assert found[w, 2]["condition"] < found[w, 4]["condition"] < found[w, 8]["condition"]
     assert found[4, 8]["condition"] == pytest.approx(found[8, 8]["condition"], rel=1e-6)
+    assert (found[4, 2]["smallest"], found[4, 2]["largest"]) == pytest.approx((1.0, 3.0), rel=1e-6)
+    assert set(found[4, 2]["D"]) == {2.0} and set(found[4, 2]["O"]) == {-1.0, 1.0}
+    assert found[4, 8]["H"] == pytest.approx(found[4, 8]["eigenvalues"], abs=1e-4)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_linear_hessians_in_closed_form_are_those_of_the_energy(skips: bool) -> None:
+    net = PCNetwork(5, 4, 3, 2, activation="linear", parametrisation="mupc", skips=skips).double()
+    x, y = torch.randn(1, 5, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
+    whole, diagonal, other = linear_hessian(net)
+    torch.testing.assert_close(whole, hessian(lambda *z: net.energy(x, y, list(z)), *net.states(x)[:-1]))
+    torch.testing.assert_close(diagonal, torch.block_diag(*(diagonal[i : i + 4, i : i + 4] for i in (0, 4, 8))))
+    torch.testing.assert_close(other, whole - diagonal)
+    assert not any(other[i : i + 4, i : i + 4].any() for i in (0, 4, 8))
 
 
 def test_mupc_keeps_activations_at_one_size(split: Split) -> None:
     sizes = {}
     for parametrisation in ("sp", "mupc"):
         for layers in (8, 32):
-            cell = {"parametrisation": parametrisation, "optimizer": "Muon", "width": 32, "layers": layers}
-            row = spectra.forward(cell, split)
-            assert len(row["rms"]) == 3 and len(row["rms"][0]) == 5
+            cell = {"parametrisation": parametrisation, "skips": parametrisation == "mupc", "optimizer": "Muon"}
+            row = spectra.forward(cell | {"width": 32, "layers": layers}, split)
+            for quantity in ("mean_abs", "rms", "spectral_norm"):
+                assert len(row[quantity]) == 3 and len(row[quantity][0]) == 5
+            assert all(a <= b for a, b in zip(row["mean_abs"][0], row["rms"][0], strict=True))
             sizes[parametrisation, layers] = row["rms"][2][2]
     assert 0.5 < sizes["mupc", 32] / sizes["mupc", 8] < 2
     assert sizes["sp", 32] < 1e-2 * sizes["sp", 8]
+    deep = {"parametrisation": "sp", "skips": True, "optimizer": "SGD", "width": 8, "layers": 400}
+    row = spectra.forward(deep, split)
+    assert row["rms"][2][-1] is None and row["spectral_norm"][2][-1] is None and row["rms"][0][0] > 0
 
 
 def test_muon_updates_every_direction_and_others_few(split: Split) -> None:
@@ -94,32 +123,6 @@ def test_muon_updates_every_direction_and_others_few(split: Split) -> None:
     assert rows["Muon"]["update stable_rank"][-1] > 3 * others
     # Newton-Schulz with the original coefficients: singular values up to 1.2, times lr 0.02.
     assert 0.02 < rows["Muon"]["update spectral_norm"][-1] < 0.025
-
-
-def test_condition_numbers_and_ratios_at_the_start() -> None:
-    cell = {"skips": True, "seeds": 2}
-    at = {
-        (p, w, h): predictive_coding.at_the_start(cell | {"parametrisation": p, "width": w, "hidden": h}, CPU)
-        for p in ("sp", "mupc")
-        for w, h in ((8, 4), (64, 2), (64, 4))
-    }
-    assert at["sp", 64, 4]["condition"] > 3 * at["sp", 64, 2]["condition"], "grows with depth"
-    assert at["mupc", 64, 4]["ratio"] < 1.2 < at["mupc", 8, 4]["ratio"], "tends to 1 with width"
-    assert at["sp", 64, 4]["ratio"] > 2.5
-
-
-def test_predictive_coding_trains_and_stops_what_does_not(separable: Mnist) -> None:
-    splits = prepare_splits(separable, CPU, torch.float32)
-    cell = {"width": 16, "hidden": 3, "test_every": 10, "parametrisation": "mupc", "skips": True, "seed": 0}
-    cell |= {"activation": "tanh", "activity_decay": 0.0, "iterations": 40, "inference_steps": 3}
-    for optimizer in predictive_coding.OPTIMIZERS:
-        row = predictive_coding.train(cell | {"optimizer": optimizer, "rate": 0.05}, splits)
-        assert len(row["accuracy"]) == len(row["loss"]) == len(row["energy"]) == 4
-        assert row["accuracy"][-1] > 0.8
-    broken = predictive_coding.train(cell | {"optimizer": "Adam", "rate": 1e5}, splits)
-    assert len(broken["accuracy"]) < 4
-    rows = [{"rate": r, "accuracy": a} for r, a in ((0.1, [0.5, 0.9]), (0.2, [0.99]), (0.3, [0.2, 0.8]))]
-    assert predictive_coding.best_rate(rows) == [rows[0]], "an early stop counts as chance"
 
 
 def test_transfer_measures_losses(split: Split) -> None:
@@ -139,18 +142,37 @@ def test_transfer_measures_losses(split: Split) -> None:
 
 TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
     spectra: (
-        spectra.Settings((2, 4), (2, 3), ("relu",), 1, (8, 16), 4, (4, 5), 8, 4, 2),
-        ("hessian_slices", "hessian_condition", "forward_width", "forward_depth", "training"),
+        spectra.Settings((2, 4), (2, 3), ("linear",), 1, (("sp", True),), (8, 16), 4, (4, 5), (8,), 4, 2),
+        ("hessian_slices", "hessian_theory", "hessian_extremes", "forward_layers", "forward_depth_8", "training"),
     ),
     transfer: (
         transfer.Settings((4, 8), 1, (1, 2), 4, (0.01, 0.1), (0.01, 0.1), 2, 8),
         ("width", "depth", "contour"),
     ),
     predictive_coding: (
-        predictive_coding.Settings((2, 4), (2, 3), 4, 2, 4, 2, 1, (0.1, 0.0), 4, (1, 2)),
-        ("condition", "ratio", "training", "activity_decay"),
+        predictive_coding.Settings(4, 2, 4, 2, 1, (0.1, 0.0), 4, (1, 2)),
+        ("training", "activity_decay"),
+    ),
+    pc_energy: (
+        pc_energy.Settings((2, 4), (2, 3), 1, (1, 4), (1, 2), 2, (0, 2)),
+        ("condition", "ratio", "ratio_training", "training"),
+    ),
+    pc_transfer: (
+        pc_transfer.Settings((2, 4), 1, (1, 2), 4, (0.01, 0.1), (0.1, 0.2), 4, 2),
+        ("width", "depth", "accuracy"),
+    ),
+    pc_inference: (
+        pc_inference.Settings(("tanh",), 4, (1, 2), (0.1,), 2, 4, 2),
+        ("methods",),
     ),
 }
+
+
+def save_quickly(figure: Figure, path: Path, dpi: int) -> Path:
+    """Half of the time would go into fitting axes into a figure that nobody looks at."""
+    figure.set_layout_engine("none")
+    figure.savefig(path, dpi=dpi / 4)
+    return path
 
 
 @pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__)
@@ -158,8 +180,9 @@ def test_commands_write_their_figures(
     module: Any, tmp_path: Path, separable: Mnist, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, figures = TINY[module]
-    monkeypatch.setattr(_experiment, "load_mnist", lambda folder: separable)
+    monkeypatch.setattr(_experiment, "load_images", lambda options: separable)
     monkeypatch.setattr(module, "Settings", lambda: settings)
+    monkeypatch.setattr(_experiment.drawing, "save", save_quickly)
     arguments = ["--out", str(tmp_path), "--device", "cpu"]
     module.main(arguments)
     for name in figures:
@@ -168,6 +191,8 @@ def test_commands_write_their_figures(
     assert all(math.isfinite(len(json.loads(line)["result"])) for line in measured.splitlines())
     module.main(arguments)
     assert (tmp_path / "results.jsonl").read_text() == measured, "everything was there already"
+    command = json.loads((tmp_path / "run.json").read_text())["command"]
+    assert command == f"python examples/{module.__name__}.py --out {tmp_path} --device cpu"
     assert "run" in capsys.readouterr().err, "the progress bar"
 
 
@@ -179,4 +204,9 @@ def test_missing_data_end_the_command(tmp_path: Path) -> None:
 
 def test_structure_gallery_command(tmp_path: Path) -> None:
     structures.main(["--out", str(tmp_path)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["diagonal.png", "structures.gif", "structures.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "diagonal.png",
+        "run.json",
+        "structures.gif",
+        "structures.png",
+    ]

@@ -3,8 +3,10 @@
 import json
 import statistics
 import struct
+from dataclasses import replace
 from pathlib import Path
 
+import _mnist_data
 import _mnist_figure
 import _mnist_train
 import mnist
@@ -15,7 +17,7 @@ import torch
 from _data import cache_file
 from _mnist_data import CACHED, IDX_NAMES, load_mnist
 from _mnist_glyph import glyph
-from _mnist_read import PARTS, Mnist
+from _mnist_read import DATASETS, PARTS, Mnist
 from _mnist_train import OPTIMIZERS, History, build_model, build_optimizer, prepare_splits, record, train_model
 from digits import separable_digits
 from matplotlib.axes import Axes
@@ -98,9 +100,11 @@ def test_unknown_optimizer_is_named() -> None:
 
 
 def test_prepare_normalises(separable: Mnist) -> None:
-    split, _ = prepare_splits(separable, CPU, torch.float32)
-    expected = (separable.train_images[5].reshape(-1) / 255.0 - 0.1307) / 0.3081
-    np.testing.assert_allclose(split.images[5].numpy(), expected, rtol=1e-5, atol=1e-6)
+    for dataset, mean, std in (("mnist", 0.1307, 0.3081), ("fashion", 0.2860, 0.3530)):
+        split, test = prepare_splits(replace(separable, dataset=dataset), CPU, torch.float32)
+        for part, images in ((split, separable.train_images), (test, separable.test_images)):
+            expected = (images[5].reshape(-1) / 255.0 - mean) / std
+            np.testing.assert_allclose(part.images[5].numpy(), expected, rtol=1e-5, atol=1e-6)
     assert split.labels.dtype == torch.int64 and split.images.shape == (6000, 784)
 
 
@@ -156,7 +160,8 @@ def test_command_writes_numbers_and_figures(
     assert "Muon shape" in printed.out and "±" in printed.out and str(mnist.muon_kernels.explain()) in printed.out
     assert "muon shape, seed 1" in printed.err, "the progress bar"
     written = json.loads((out / "results.json").read_text())
-    assert written["settings"] == {"epochs": 1, "seeds": 2, "dtype": "bf16", "data": "IDX files"}
+    assert written["settings"] == {"epochs": 1, "seeds": 2, "dtype": "bf16", "data": "MNIST from IDX files"}
+    assert written["command"].startswith("python examples/mnist.py --data ")
     assert {(start, name) for start, by in written["runs"].items() for name in by} == {
         (start, name) for start in ("random", "shape") for name in OPTIMIZERS
     }
@@ -168,7 +173,38 @@ def test_command_writes_numbers_and_figures(
 def test_command_runs_one_start(idx_folder: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(idx_folder), "--out", str(tmp_path / "out"), "--epochs", "1", "--device", "cpu"]
     mnist.main([*arguments, "--start", "shape", "--dtype", "fp32"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.json", "weights_shape.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.json", "runs", "weights_shape.png"]
+
+
+def test_command_resumes_what_was_finished(idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+
+    def counted(*arguments: object) -> History:
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return train_model(*arguments)
+
+    monkeypatch.setattr(mnist, "train_model", counted)
+    out = tmp_path / "out"
+    command = ["--data", str(idx_folder), "--out", str(out), "--epochs", "1", "--device", "cpu", "--resume"]
+    with pytest.raises(KeyboardInterrupt):
+        mnist.main(command)
+    trained.clear()
+    mnist.main(command)
+    assert len(trained) == 1, "three of four runs were there"
+    resumed = json.loads((out / "results.json").read_text())["runs"]
+    monkeypatch.setattr(mnist, "train_model", train_model)
+    mnist.main(command[:-1])
+    again = json.loads((out / "results.json").read_text())["runs"]
+    for start, by_name in again.items():
+        for name, (run,) in by_name.items():
+            assert run["test_accuracy"] == resumed[start][name][0]["test_accuracy"]
+    # Other settings are another run.
+    trained.clear()
+    monkeypatch.setattr(mnist, "train_model", counted)
+    mnist.main([*command, "--start", "shape", "--dtype", "fp32"])
+    assert len(trained) == 2
 
 
 def test_command_ends_with_one_line_where_data_are_missing(tmp_path: Path) -> None:
@@ -204,7 +240,7 @@ def test_figure_keeps_to_eleven_pictures(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Axes, "imshow", imshow)
     path = tmp_path / "new" / "figure.png"
-    _mnist_figure.draw({"Adam": [history], "Muon": [history]}, "shape", path)
+    _mnist_figure.draw({"Adam": [history], "Muon": [history]}, "MNIST", "shape", path)
     assert shown == 2 * [round(0.03 * i, 2) for i in range(11)]
     assert png_size(path) == (2200, 1100)
 
@@ -218,6 +254,14 @@ def test_real_mnist_gates_after_one_epoch() -> None:
     assert reached["muon", "random"] >= 0.955
     assert reached["muon", "random"] - reached["adam", "random"] >= 0.025
     assert reached["muon", "shape"] >= 0.935
+
+
+@pytest.mark.skipif(not _mnist_data.FASHION_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_real_fashion_mnist_after_one_epoch() -> None:
+    data = _mnist_data.load_fashion()
+    assert data.is_published() and data.published is DATASETS["fashion"]
+    reached = {name: train_once(data, name, "random", torch.bfloat16).test_accuracy[1] for name in OPTIMIZERS}
+    assert reached["adam"] >= 0.80 and reached["muon"] >= reached["adam"] + 0.01
 
 
 def test_backends_side_by_side(idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

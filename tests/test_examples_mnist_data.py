@@ -4,17 +4,17 @@ import gzip
 import hashlib
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import _data
 import _mnist_data
 import _mnist_packages
-import _mnist_read
 import numpy as np
 import pytest
 from _data import DataError, UnreachableError
-from _mnist_data import IDX_NAMES, load_mnist
-from _mnist_read import PARTS, Mnist, idx_md5, read_csv, read_idx
+from _mnist_data import IDX_NAMES, load_fashion, load_mnist
+from _mnist_read import DATASETS, PARTS, Mnist, idx_md5, read_csv, read_idx
 
 TRAIN, TEST = 30, 10
 
@@ -36,8 +36,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def published(digits: Mnist, monkeypatch: pytest.MonkeyPatch) -> Mnist:
     """The tiny data, taken for the published ones."""
-    monkeypatch.setattr(_mnist_read, "IDX_MD5", tuple(idx_md5(getattr(digits, part)) for part in PARTS))
+    publish(digits, monkeypatch)
     return digits
+
+
+def publish(data: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes `data` for the published ones."""
+    md5 = tuple(idx_md5(getattr(data, part)) for part in PARTS)
+    monkeypatch.setitem(DATASETS, data.dataset, replace(data.published, idx_md5=md5))
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -96,9 +102,33 @@ def test_idx_folder_of_other_pixels_is_named_so(
     write_idx(digits, tmp_path / "given")
     load_mnist(tmp_path / "given")
     assert "not the published MNIST" in capsys.readouterr().err
-    monkeypatch.setattr(_mnist_read, "IDX_MD5", tuple(idx_md5(getattr(digits, part)) for part in PARTS))
+    publish(digits, monkeypatch)
     load_mnist(tmp_path / "given")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("layout", [".", "FashionMNIST/raw"], ids=["flat", "torchvision"])
+def test_fashion_folder_is_read_and_checked(
+    digits: Mnist, tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_idx(digits, tmp_path / "given" / layout, zipped=True)
+    data = load_fashion(tmp_path / "given")
+    assert_same(data, digits)
+    assert data.dataset == "fashion" and "not the published Fashion-MNIST" in capsys.readouterr().err
+    publish(data, monkeypatch)
+    load_fashion(tmp_path / "given")
+    assert capsys.readouterr().err == ""
+    assert DATASETS["mnist"].idx_md5 != DATASETS["fashion"].idx_md5
+
+
+def test_fashion_comes_from_the_package_or_says_how_to_get_it(
+    digits: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_mnist_data, "FASHION_FOLDER", tmp_path / "installed")
+    with pytest.raises(DataError, match=r"apt-get install dataset-fashion-mnist.*dpkg-deb -x.*--data"):
+        load_fashion()
+    write_idx(digits, tmp_path / "installed", zipped=True)
+    assert_same(load_fashion(), digits)
 
 
 def test_idx_md5_is_that_of_the_file(digits: Mnist) -> None:

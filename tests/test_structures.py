@@ -11,6 +11,7 @@ from torch import Tensor
 
 from muon_kernels import orthogonalize
 from muon_kernels.matrices import split
+from muon_kernels.scaling import RULES
 from muon_kernels.structures import (
     SUPPORTED_STRUCTURES,
     LowerArrowDown,
@@ -140,6 +141,7 @@ def test_golden_shapes(name: str) -> None:
         matrix = SUPPORTED_STRUCTURES[name].from_dense(inputs(row["dim"], torch.float64)["A"])
         shapes = {key: list(tensor.shape) for key, tensor in matrix.named_tensors().items()}
         assert shapes == {OURS[key]: shape for key, shape in row[name]["shapes"].items()}
+        assert sum(tensor.numel() for tensor in matrix.named_tensors().values()) == row[name]["num_params"]
         assert_golden(matrix.frobenius_norm(), row[name]["frobenius_norm_A"], torch.float64)
 
 
@@ -240,3 +242,16 @@ def test_block_structures_are_layouts_of_the_orthogonaliser(case: dict[str, Any]
             for view, block in zip(split(result, layout), split(G, layout), strict=True):
                 view.copy_(orthogonalize(block, compute_dtype=torch.float64, **options))
             assert_golden(result, case[name][key], torch.float64)
+    assert_golden(torch.linalg.svdvals(G), case["singular_values"], torch.float64)
+    if "qkv_split_3x" in case:  # the notebook's scale of a fused projection is that of one of its matrices
+        assert RULES["max_dim"](split(G, "qkv")[0].shape) == case["qkv_split_3x"]["scale_source000"]
+
+
+def test_diagonal_structures_of_the_orthogonaliser() -> None:
+    """The polar factor of a diagonal is its signs, that of a block diagonal the polar factor of each block."""
+    case = GOLDEN["structured_orthogonalisation"]["cases"][4]
+    A = inputs(7, torch.float64)["A"]
+    signs = orthogonalize(A.diagonal()[:, None, None], method="svd", compute_dtype=torch.float64)
+    assert_golden(signs.flatten(), case["diagonal"]["polar_diag"], torch.float64)
+    blocks = [orthogonalize(A[i : i + 3, i : i + 3], method="svd", compute_dtype=torch.float64) for i in (0, 3, 6)]
+    assert_golden(torch.block_diag(*blocks), case["block3diagonal"]["polar"], torch.float64)

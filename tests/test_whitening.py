@@ -24,11 +24,15 @@ def test_golden(case: dict[str, Any]) -> None:
     torch.testing.assert_close(done.update, torch.tensor(case["O"], dtype=torch.float64), rtol=0, atol=1e-8)
     factor = torch.tensor(case["K"], dtype=torch.float64)
     torch.testing.assert_close(done.factor.to_dense(), factor, rtol=0, atol=1e-8)
-    if case["beta"] == 1.0:
-        assert done.steps == case["iterations_to_1e-11"]
+    assert case["beta"] == 1.0 and done.steps == case["iterations_to_1e-11"]
     polar = orthogonalize(G, method="svd")
     cosine = (polar * done.update).sum() / torch.linalg.vector_norm(polar) / torch.linalg.vector_norm(done.update)
     assert cosine.item() == pytest.approx(case["cosine_with_polar"], rel=1e-8)
+    assert torch.linalg.matrix_norm(done.update, 2).item() == pytest.approx(case["spectral_norm_O"], rel=1e-8)
+    assert torch.linalg.vector_norm(done.update).item() == pytest.approx(case["frobenius_norm_O"], rel=1e-8)
+    for steps, residual in zip((5, 10), case["residual_after_5_and_10"], strict=True):
+        early = whiten(G, CLASSES[case["structure"]], damping=0.0, tolerance=1e-15, max_steps=steps)
+        assert early.residual == pytest.approx(residual, rel=1e-2, abs=1e-14)  # three digits stand in the file
 
 
 @pytest.mark.parametrize("name", NAMES)
