@@ -7,11 +7,10 @@ Batch normalisation, biases and the output layer go to the auxiliary AdamW. Seco
 import argparse
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from _command import load_or_exit, mean_text, positive
-from _mnist_data import load_mnist
+from _command import mean_text, positive
+from _mnist_data import add_data_options, load_images
 from _mnist_train import Split, accuracy, prepare_splits
 from torch import nn
 
@@ -70,11 +69,11 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--epochs", type=positive, default=1)
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="run seeds 0 to N-1 (default 1)")
     parser.add_argument("--images", type=positive, default=10_000, help="train on the first so many (default 10000)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="IDX files, or a root of torchvision's MNIST/raw")
+    add_data_options(parser)
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(1)  # as in mnist.py: these layers are too small to share
-    data = load_or_exit(load_mnist, options.data)
+    data = load_images(options)
     whole, test = prepare_splits(data, torch.device("cpu"), torch.float32)
     images = Split(whole.images[: options.images], whole.labels[: options.images])
     print(f"data: {data.source}, {len(images.labels)} train + {len(test.labels)} test images")

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_learns_and_explains(monkeypatch, capsys):
     # 10 % is chance; measured, seeds 0 to 2: 100 %.
-    monkeypatch.setattr(conv_net, "load_mnist", lambda folder: separable_digits(2000, 500))
+    monkeypatch.setattr(conv_net, "load_images", lambda options: separable_digits(2000, 500))
     results = conv_net.main(["--images", "1920", "--epochs", "2"])
     assert set(results) == set(conv_net.OPTIMIZERS)
     assert all(accuracy > 90 for (accuracy,) in results.values())
