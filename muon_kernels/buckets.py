@@ -50,6 +50,8 @@ def build_buckets(
     buckets: dict[tuple[Any, ...], Bucket] = {}
     scales: dict[tuple[torch.Size, torch.Size], float] = {}  # few shapes, many parameters
     layout, normalizer, store = layout_of_step(group), group["normalizer"], group["momentum_store"]
+    shards = layout == "shards"
+    cut = None if shards else layout
     for p, target in zip(params, targets, strict=True):
         grad, state = p.grad, states[p]
         assert grad is not None
@@ -58,13 +60,13 @@ def build_buckets(
             momentum = state.get("momentum_buffer")
             if momentum is None:
                 state["momentum_buffer"] = momentum = _new_momentum(group, p, state)
-            if layout is not None and layout != "shards":
+            if cut is not None:
                 state["momentum_buffer"] = momentum = ordered_like(target, momentum)
         else:
-            momentum, absmax = store.stored(state, target, layout)
-        if layout == "shards":
+            momentum, absmax = store.stored(state, target, cut)
+        if shards:
             target, grad, momentum = local(target), local(grad), local(momentum)
-        elif layout is not None:
+        elif cut is not None:
             grad = ordered_like(target, grad)
         shape = target.shape
         if 0 in shape:
@@ -75,17 +77,17 @@ def build_buckets(
             bucket = buckets[key] = Bucket([], [], [], [], [], [], [])
         bucket.absmax.extend(absmax)
         if normalizer is not None:
-            bucket.moments.extend(normalizer.moments(state, target, layout))
-        if layout is None or layout == "shards":  # one matrix, which `split` would return, and this runs in each step
+            bucket.moments.extend(normalizer.moments(state, target, cut))
+        if cut is None:  # one matrix, which `split` would return: most parameters, and this runs for each in each step
             views = [target]
             bucket.params.append(target)
             bucket.grads.append(grad)
             bucket.momenta.append(momentum)
         else:
-            views = split(target, layout)
+            views = split(target, cut)
             bucket.params.extend(views)
-            bucket.grads.extend(split(grad, layout))
-            bucket.momenta.extend(split(momentum, layout))
+            bucket.grads.extend(split(grad, cut))
+            bucket.momenta.extend(split(momentum, cut))
         if group["rounding"] == "stochastic":
             bucket.keys.extend(rounding_keys(state, views))
         for matrix in views:

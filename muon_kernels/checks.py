@@ -85,22 +85,17 @@ def check_momentum(momentum: float) -> None:
 
 def check_shared(group: dict[str, Any]) -> None:
     """Raises ValueError for an option that parameters of several ranks cannot have."""
-    plain: dict[str, str | None] = {"rounding": "nearest"}
-    if group["use_muon"]:
-        plain |= {"momentum_store": None}
-    for name, value in plain.items():
-        if group[name] != value:
-            raise ValueError(f"{name} must be {value} for parameters that several ranks share, got {group[name]}")
-    if not group["use_muon"]:
-        return
-    if group["period"] and group["layout"] != "shards":
+    muon = group["use_muon"]
+    for name, fits, needed in (
+        ("rounding", group["rounding"] == "nearest", "nearest"),
+        ("momentum_store", not muon or group["momentum_store"] is None, "None"),
+        ("normalizer", not muon or isinstance(group["normalizer"], NorMuon | None), "None or NorMuon(...)"),
+    ):
+        if not fits:
+            raise ValueError(f"{name} must be {needed} for parameters that several ranks share, got {group[name]}")
+    if muon and group["period"] and group["layout"] != "shards":
         raise ValueError(
             f"a period needs layout 'shards' for parameters that several ranks share, got {group['layout']!r}"
-        )
-    if not isinstance(group["normalizer"], NorMuon | None):
-        raise ValueError(
-            "normalizer must be None or NorMuon(...) for parameters that several ranks share, "
-            f"got {group['normalizer']}"
         )
 
 

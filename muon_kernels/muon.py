@@ -318,10 +318,12 @@ class Muon(ExactStateOptimizer):
         compute = group["compute_dtype"] or default_compute_dtype(device)
         rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
         shapes = tuple([(rows, cols) for rows, cols in [p.shape for p in bucket.params]])
-        need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
-        need = {s: need[s] + s[0] * s[1] * open_bytes(group) for s in need}
+        scale, opened = amp.on(device), open_bytes(group)
+        need = {
+            s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) + s[0] * s[1] * opened
+            for s in set(shapes)
+        }
         for wave in plan_waves(shapes, tuple(need[s] for s in shapes), self._workspace_bytes(device)):
-            scale = amp.on(device)
             with open_bucket(group, bucket.select(wave.order), scale.found_inf) as matrices:
                 self._step_wave(group, matrices, wave, rows, compute, scale)
 

@@ -181,8 +181,9 @@ class Orthogonalizer:
         xs = [view(self._workspace, buffer) for buffer in plan.normalised]
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
         if self._preconditioning == "aol":
-            chains(self._workspace, plan.gram_program)
-            aol(xs, [view(self._workspace, buffer) for buffer in plan.grams], safety_factor=safety_factor)
+            program, grams = _gram_plan(plan.normalised, plan.program.elements, self._workspace.dtype)
+            chains(self._workspace, program)
+            aol(xs, [view(self._workspace, buffer) for buffer in grams], safety_factor=safety_factor)
         chains(self._workspace, plan.program)
 
 
@@ -195,21 +196,17 @@ def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method,
 
 
 class _Plan(NamedTuple):
-    """Programs, and per group the BUFFER_FIELDS of buffers.
+    """A program, and per group the BUFFER_FIELDS of buffers.
 
     program: the chains.
-    gram_program: the Gram matrices that AOL preconditioning wants before them.
     normalised: where the normalised X goes.
-    inputs: its scratch twin.
-    grams: room for one Gram matrix in that twin.
+    inputs: its scratch twin, which follows it.
     factors, xs: the operands of the last product; xs is the result where there is no factor.
     """
 
     program: Program
-    gram_program: Program
     normalised: tuple[Sequence[int], ...]
     inputs: tuple[Sequence[int], ...]
-    grams: tuple[Sequence[int], ...]
     factors: tuple[Sequence[int] | None, ...]
     xs: tuple[Sequence[int], ...]
 
@@ -222,16 +219,13 @@ def _plan(
     compute_dtype: torch.dtype,
     factored: bool,
 ) -> _Plan:
-    build, gram_build = (ProgramBuilder(compute_dtype.itemsize) for _ in range(2))
+    build = ProgramBuilder(compute_dtype.itemsize)
     half = compute_dtype == torch.float16
     chosen: list[tuple[Sequence[int] | None, ...]] = []
     for count, height, width in groups:
-        gram_build.elements = build.elements  # the same buffers, at the same place
-        _build_gram(gram_build, count, height, width, lift(compute_dtype))
         build.chain(count)
         first = len(build.buffers)
         x, spare = (build.buffer(height, width) for _ in range(2))
-        (gram,) = build.carve(spare, min(height, width), 1)
         wide, wide_spare = (x.mT, spare.mT) if height > width else (x, spare)
         chain = resolve_method(method, height, width, len(rows), compute_dtype)
         if chain == "gram":
@@ -244,19 +238,29 @@ def _plan(
             build.gemm_add(last.factor, last.x, last.spare)
             last = LastProduct(None, last.spare, last.x)
         buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)
-        operands = (x, spare, gram, last.factor, last.x)
+        operands = (x, spare, last.factor, last.x)
         chosen.append(tuple(None if operand is None else tuple(buffers[operand.buffer]) for operand in operands))
-    gram_build.elements = build.elements
-    return _Plan(build.build(), gram_build.build(), *zip(*chosen, strict=True))
+    return _Plan(build.build(), *zip(*chosen, strict=True))
 
 
-def _build_gram(build: ProgramBuilder, count: int, height: int, width: int, alpha: float) -> None:
-    """alpha times the Gram matrix of X's smaller side, in the memory of its scratch twin."""
-    build.chain(count)
-    x, spare = (build.buffer(height, width) for _ in range(2))
-    (gram,) = build.carve(spare, min(height, width), 1)
-    wide = x.mT if height > width else x
-    build.symm_gemm(wide, wide.mT, gram, alpha=alpha)
+@lru_cache(maxsize=256)
+def _gram_plan(
+    normalised: tuple[tuple[int, ...], ...], elements: int, dtype: torch.dtype
+) -> tuple[Program, list[Sequence[int]]]:
+    """What AOL preconditioning wants of every X of a plan: `lift` times the Gram matrix of its smaller side, and the
+    BUFFER_FIELDS of these, in the memory of X's scratch twin."""
+    build = ProgramBuilder(dtype.itemsize)
+    grams = []
+    for offset, count, height, width, *_ in normalised:
+        build.elements = offset  # the same buffers, at the same place
+        build.chain(count)
+        x, spare = (build.buffer(height, width) for _ in range(2))
+        (gram,) = build.carve(spare, min(height, width), 1)
+        wide = x.mT if height > width else x
+        build.symm_gemm(wide, wide.mT, gram, alpha=lift(dtype))
+        grams.append(rows_of(build.buffers, BUFFER_FIELDS)[-1])
+    build.elements = elements
+    return build.build(), grams
 
 
 def resolve_method(

@@ -33,10 +33,11 @@ class Moments:
 
     def share(self) -> None:
         """Collective: every rank gets what the owners made of them."""
-        flat = torch.cat([view.flatten() for view in self._views])
-        parts = flat.split([view.numel() for view in self._views])
+        views = [view.view(-1) for view in self._views]
+        flat = torch.cat(views)
+        parts = flat.split([len(view) for view in views])
         for part, rank in zip(parts, self._told, strict=True):
             if rank != self._team.rank:
                 part.zero_()
         self._team.sum(flat, "sharing second moments")
-        torch._foreach_copy_([view.flatten() for view in self._views], list(parts))
+        torch._foreach_copy_(views, list(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -286,13 +287,13 @@ class Shares:
 
 def _moments(bucket: Bucket, group: dict[str, Any], state: dict[Tensor, Any]) -> list[Tensor]:
     """The second moment of every assignment."""
+    assignments = bucket.plan.assignments
+    # In the order in which a layout cuts: the planner may have put them in another.
+    in_order = sorted(range(len(assignments)), key=lambda n: (assignments[n].parameter, assignments[n].matrix))
     views: dict[int, Tensor] = {}
-    for i, p in enumerate(bucket.params):
-        # In the order in which a layout cuts: the planner may have put them in another.
-        numbers = [n for n, a in enumerate(bucket.plan.assignments) if a.parameter == i]
-        numbers.sort(key=lambda n: bucket.plan.assignments[n].matrix)
-        if numbers:
-            views |= zip(numbers, group["normalizer"].moments(state[p], p, group["layout"]), strict=True)
+    for i, numbers in groupby(in_order, key=lambda n: assignments[n].parameter):
+        p = bucket.params[i]
+        views |= zip(numbers, group["normalizer"].moments(state[p], p, group["layout"]), strict=True)
     return [views[n] for n in range(len(views))]
 
 

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from ..checks import check_grads, check_momentum, check_rates
 from ..coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_coefficients
-from ..distributed.binding import is_dtensor
+from ..distributed.dtensors import is_dtensor
 from ..exact_state import ExactStateOptimizer
 from ..ops import apply
 from ..orthogonalize import DEFAULT_STEPS, Method, check_coefficients, check_options, orthogonalize
