@@ -1,4 +1,4 @@
-"""What of a group runs together in a step: its matrices, by device and dtypes."""
+"""The matrices of a group in a step: views of what is stepped, of gradients and of what the state keeps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from .distributed.dtensors import local
-from .matrices import Layout, ordered_like, split, step_factor
-from .periodic import block_factor, layout_of_step
-from .scaling import resolve_rule
+from .matrices import Layout, ordered_like, split
+from .periodic import layout_of_step
 from .variants.rounding import SCRATCH_BYTES, rounding_keys, stochastically_rounded
 
 
 class Bucket(NamedTuple):
-    """Matrices of a step that run together: views of parameter, gradient and momentum, and the rule's factor for lr.
+    """Matrices of a step: views of parameter, gradient and momentum.
 
     moments: views of their second moments if the group has a normaliser, otherwise empty.
     absmax: views of their momenta's block maxima if the group has a momentum store (`momenta` are codes then),
@@ -28,7 +27,6 @@ class Bucket(NamedTuple):
     params: list[Tensor]
     grads: list[Tensor]
     momenta: list[Tensor]
-    scales: list[float]
     moments: list[Tensor]
     absmax: list[Tensor]
     keys: list[Tensor]
@@ -37,66 +35,48 @@ class Bucket(NamedTuple):
         return Bucket._make([values[i] for i in order] if values else [] for values in self)
 
 
-def build_buckets(
+def fill_bucket(
     group: dict[str, Any], params: list[Tensor], targets: list[Tensor], states: Mapping[Tensor, dict[str, Any]]
-) -> list[Bucket]:
-    """Matrices by device and by the dtypes of what is stepped, gradient and momentum.
+) -> tuple[Bucket, list[Tensor]]:
+    """The matrices of a group, and for each the parameter that it belongs to. An empty parameter has none.
+
+    One list after the other, each for all parameters: this runs in every step while the device may have nothing to do.
 
     Args:
         params: those of the group that have a gradient.
         targets: what is stepped of each, the parameter itself or its copy of higher precision.
         states: of the parameters; what a step needs is created where it is missing.
     """
-    buckets: dict[tuple[Any, ...], Bucket] = {}
-    scales: dict[tuple[torch.Size, torch.Size], float] = {}  # few shapes, many parameters
     layout, normalizer, store = layout_of_step(group), group["normalizer"], group["momentum_store"]
-    shards = layout == "shards"
-    cut = None if shards else layout
-    for p, target in zip(params, targets, strict=True):
-        grad, state = p.grad, states[p]
-        assert grad is not None
-        absmax: list[Tensor] = []
-        if store is None:
-            momentum = state.get("momentum_buffer")
-            if momentum is None:
-                state["momentum_buffer"] = momentum = _new_momentum(group, p, state)
-            if cut is not None:
-                state["momentum_buffer"] = momentum = ordered_like(target, momentum)
-        else:
-            momentum, absmax = store.stored(state, target, cut)
-        if shards:
-            target, grad, momentum = local(target), local(grad), local(momentum)
-        elif cut is not None:
-            grad = ordered_like(target, grad)
-        shape = target.shape
-        if 0 in shape:
-            continue
-        key = (p.device, target.dtype, grad.dtype, momentum.dtype)
-        bucket = buckets.get(key)
-        if bucket is None:
-            bucket = buckets[key] = Bucket([], [], [], [], [], [], [])
-        bucket.absmax.extend(absmax)
-        if normalizer is not None:
-            bucket.moments.extend(normalizer.moments(state, target, cut))
-        if cut is None:  # one matrix, which `split` would return: most parameters, and this runs for each in each step
-            views = [target]
-            bucket.params.append(target)
-            bucket.grads.append(grad)
-            bucket.momenta.append(momentum)
-        else:
-            views = split(target, cut)
-            bucket.params.extend(views)
-            bucket.grads.extend(split(grad, cut))
-            bucket.momenta.extend(split(momentum, cut))
-        if group["rounding"] == "stochastic":
-            bucket.keys.extend(rounding_keys(state, views))
-        for matrix in views:
-            shapes = (shape, matrix.shape)
-            scale = scales.get(shapes)
-            if scale is None:
-                scale = scales[shapes] = lr_scale(group, p, layout, matrix.shape)
-            bucket.scales.append(scale)
-    return list(buckets.values())
+    cut = None if layout == "shards" else layout
+    own = [states[p] for p in params]
+    blocks: list[list[Tensor]] = []
+    if store is None:
+        momenta = _momenta(group, params, targets, own, cut)
+    else:
+        stored = [store.stored(state, target, cut) for state, target in zip(own, targets, strict=True)]
+        momenta, blocks = [codes for codes, _ in stored], [maxima for _, maxima in stored]
+    grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+    if layout == "shards":
+        targets, grads, momenta = (list(map(local, tensors)) for tensors in (targets, grads, momenta))
+    if not all(map(Tensor.numel, targets)):
+        filled = [i for i, target in enumerate(targets) if target.numel()]
+        params, targets, grads, momenta = ([x[i] for i in filled] for x in (params, targets, grads, momenta))
+        own, blocks = [own[i] for i in filled], [blocks[i] for i in filled if blocks]
+    moments: list[list[Tensor]] = []
+    if normalizer is not None:
+        moments = [normalizer.moments(state, target, cut) for state, target in zip(own, targets, strict=True)]
+    views = [[target] for target in targets]
+    owners = params
+    if cut is not None:
+        grads = [ordered_like(target, grad) for target, grad in zip(targets, grads, strict=True)]
+        views = [split(target, cut) for target in targets]
+        grads, momenta = (_flat([split(x, cut) for x in tensors]) for tensors in (grads, momenta))
+        owners = _flat([[p] * len(matrices) for p, matrices in zip(params, views, strict=True)])
+    keys: list[list[Tensor]] = []
+    if group["rounding"] == "stochastic":
+        keys = [rounding_keys(state, matrices) for state, matrices in zip(own, views, strict=True)]
+    return Bucket(_flat(views), grads, momenta, _flat(moments), _flat(blocks), _flat(keys)), owners
 
 
 @contextmanager
@@ -120,9 +100,17 @@ def open_bytes(group: dict[str, Any]) -> int:
     return store + (SCRATCH_BYTES if group["rounding"] == "stochastic" else 0)
 
 
-def lr_scale(group: dict[str, Any], p: Tensor, layout: Layout, shape: Sequence[int]) -> float:
-    """What lr is multiplied by for a matrix of `shape` of the parameter `p` in a step with this layout."""
-    return resolve_rule(group["adjust_lr_fn"])(shape) * step_factor(p.shape, layout) * block_factor(group, layout)
+def _momenta(
+    group: dict[str, Any], params: list[Tensor], targets: list[Tensor], own: list[dict[str, Any]], cut: Layout
+) -> list[Tensor]:
+    """The momentum buffers, zero at first, with their dimensions in the order of what is stepped if that is cut."""
+    for p, state in zip(params, own, strict=True):
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = _new_momentum(group, p, state)
+    if cut is not None:
+        for target, state in zip(targets, own, strict=True):
+            state["momentum_buffer"] = ordered_like(target, state["momentum_buffer"])
+    return [state["momentum_buffer"] for state in own]
 
 
 def _new_momentum(group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> Tensor:
@@ -133,3 +121,7 @@ def _new_momentum(group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> Te
             "muon_kernels.compat.dequantized converts a checkpoint"
         )
     return torch.zeros_like(p.grad, dtype=group["momentum_dtype"], memory_format=torch.preserve_format)
+
+
+def _flat(lists: list[list[Tensor]]) -> list[Tensor]:
+    return [x for row in lists for x in row]

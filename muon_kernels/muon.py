@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import auxiliary
-from .buckets import Bucket, build_buckets, lr_scale, open_bucket, open_bytes
+from .buckets import Bucket, fill_bucket, open_bucket
 from .checks import check_common, check_grads, check_muon, check_shared, with_dtypes
-from .coefficients import ORIGINAL, Coefficients, Row, freeze_coefficients, resolve_coefficients
+from .coefficients import ORIGINAL, Coefficients, freeze_coefficients
 from .distributed.dtensors import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
@@ -20,22 +20,15 @@ from .exact_state import ExactStateOptimizer
 from .masters import Masters
 from .matrices import Layout, freeze_layout, split
 from .ops import apply, gemm_apply, prologue
-from .orthogonalize import (
-    DEFAULT_EPS,
-    DEFAULT_STEPS,
-    Method,
-    Orthogonalizer,
-    default_compute_dtype,
-    scratch_bytes,
-)
+from .orthogonalize import DEFAULT_EPS, DEFAULT_STEPS, Method, Orthogonalizer
 from .periodic import advance, steps_shards
 from .preconditioning import Preconditioning
 from .report import parameter_table
 from .scaling import Rule
+from .schedule import Launch, Schedule, lr_scale
 from .variants import Int8Momentum, Normalizer, Rounding, WeightDecayRule
 from .variants.rounding import check_rounded
 from .variants.weight_decay import with_cautious_decay
-from .workspace import Wave, plan_waves
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
 DEFAULT_CPU_WORKSPACE_BYTES = 8 * 2**20
@@ -181,6 +174,7 @@ class Muon(ExactStateOptimizer):
             raise ValueError(f"max_workspace_bytes must be > 0, got {max_workspace_bytes}")
         self._max_workspace_bytes = max_workspace_bytes
         self._masters = Masters()
+        self._schedule = Schedule()
         self._process_group = process_group
         self._shares = Shares(state_sharding)
         # A pipeline stage may have no matrices. A tensor is left for the base class to refuse.
@@ -237,6 +231,7 @@ class Muon(ExactStateOptimizer):
         """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""
         super().__setstate__(state)
         self._masters = Masters()
+        self._schedule = Schedule()
         for group in self.param_groups:
             group.setdefault("use_muon", True)
             for key, value in self.defaults.items():
@@ -276,13 +271,15 @@ class Muon(ExactStateOptimizer):
         shared = self._shares.prepare(self.param_groups, self.state, self._masters, self._workspace_bytes, check)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params in work]
-        buckets = [
-            build_buckets(group, params, targets, self.state) if group["use_muon"] else []
-            for (group, params), targets in zip(work, opened, strict=True)
+        planned = [
+            self._plan(number, group, params, targets)
+            for number, ((group, params), targets) in enumerate(zip(work, opened, strict=True))
         ]
-        for (group, params), targets, group_buckets in zip(work, opened, buckets, strict=True):
-            for bucket in group_buckets:
-                self._step_bucket(group, bucket, amp)
+        for (group, params), targets, launches in zip(work, opened, planned, strict=True):
+            for launch, stored in launches:
+                scale = amp.on(launch.device)
+                with open_bucket(group, stored, scale.found_inf) as matrices:
+                    self._step_wave(group, matrices, launch, scale)
             if params and not group["use_muon"]:
                 scale = amp.on(params[0].device)
                 states = [self.state[p] for p in params]
@@ -313,40 +310,28 @@ class Muon(ExactStateOptimizer):
         shared = self._shares.explain(self.param_groups, self.state, self._workspace_bytes)
         return parameter_table(self.param_groups, lr_scale, shared)
 
-    def _step_bucket(self, group: dict[str, Any], bucket: Bucket, amp: _LossScale) -> None:
-        device = bucket.params[0].device
-        compute = group["compute_dtype"] or default_compute_dtype(device)
-        rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
-        shapes = tuple([(rows, cols) for rows, cols in [p.shape for p in bucket.params]])
-        scale, opened = amp.on(device), open_bytes(group)
-        need = {
-            s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) + s[0] * s[1] * opened
-            for s in set(shapes)
-        }
-        for wave in plan_waves(shapes, tuple(need[s] for s in shapes), self._workspace_bytes(device)):
-            with open_bucket(group, bucket.select(wave.order), scale.found_inf) as matrices:
-                self._step_wave(group, matrices, wave, rows, compute, scale)
+    def _plan(
+        self, number: int, group: dict[str, Any], params: list[Tensor], targets: list[Tensor]
+    ) -> list[tuple[Launch, Bucket]]:
+        """What of a group with Muon is launched together, one after the other; of another nothing."""
+        if not group["use_muon"]:
+            return []
+        bucket, owners = fill_bucket(group, params, targets, self.state)
+        launches = self._schedule.launches(number, group, bucket, owners, self._workspace_bytes)
+        return [(launch, bucket.select(launch.wave.order)) for launch in launches]
 
     def _workspace_bytes(self, device: torch.device) -> int:
         default = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
         return self._max_workspace_bytes or default
 
-    def _step_wave(
-        self,
-        group: dict[str, Any],
-        matrices: Bucket,
-        wave: Wave,
-        rows: Sequence[Row],
-        compute: torch.dtype,
-        amp: _LossScale,
-    ) -> None:
-        device = matrices.params[0].device
+    def _step_wave(self, group: dict[str, Any], matrices: Bucket, launch: Launch, amp: _LossScale) -> None:
+        device = launch.device
         chain = Orthogonalizer(
-            wave.groups,
-            rows,
+            launch.wave.groups,
+            launch.rows,
             method=group["method"],
             preconditioning=group["preconditioning"],
-            compute_dtype=compute,
+            compute_dtype=launch.compute,
             device=device,
             factored=group["normalizer"] is None and group["weight_decay_rule"] == "decoupled",
         )
@@ -363,7 +348,7 @@ class Muon(ExactStateOptimizer):
             found_inf=amp.found_inf,
         )
         norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
-        lr, weight_decay, scales = group["lr"], group["weight_decay"], matrices.scales
+        lr, weight_decay, scales = group["lr"], group["weight_decay"], launch.scales
         if isinstance(lr, Tensor) and lr.device.type != "cpu":
             lr = lr.to(device)
         if chain.factored:

@@ -9,7 +9,7 @@ from optimizers import Float64Muon, make_params, run, set_grads
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import muon_kernels.muon
+import muon_kernels.schedule
 from muon_kernels import Muon
 from muon_kernels.diagnostics import SpectrumMonitor
 from muon_kernels.matrices import ordered_like, split
@@ -187,8 +187,8 @@ def test_bytes_of_state():
 
 def test_copies_count_as_scratch_memory(monkeypatch):
     needs = []
-    plan = muon_kernels.muon.plan_waves
-    monkeypatch.setattr(muon_kernels.muon, "plan_waves", lambda s, n, m: needs.append(n) or plan(s, n, m))
+    plan = muon_kernels.schedule.plan_waves
+    monkeypatch.setattr(muon_kernels.schedule, "plan_waves", lambda s, n, m: needs.append(n) or plan(s, n, m))
     for store in (None, STORE):
         run(Muon(make_params(torch.float32, [(24, 40), (8, 6)]), momentum_store=store), 1)
     assert [b - a for a, b in zip(*needs, strict=True)] == [9 * 24 * 40, 9 * 8 * 6]

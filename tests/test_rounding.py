@@ -11,7 +11,7 @@ from optimizers import make_params, run, set_grads
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import muon_kernels.muon
+import muon_kernels.schedule
 from muon_kernels import Muon
 from muon_kernels.checks import check_shared
 from muon_kernels.compat import load_by_parameter, to_torch
@@ -360,8 +360,8 @@ def test_state_and_gradients():
 
 def test_copies_count_as_scratch_memory(monkeypatch):
     needs = []
-    plan = muon_kernels.muon.plan_waves
-    monkeypatch.setattr(muon_kernels.muon, "plan_waves", lambda s, n, m: needs.append(n) or plan(s, n, m))
+    plan = muon_kernels.schedule.plan_waves
+    monkeypatch.setattr(muon_kernels.schedule, "plan_waves", lambda s, n, m: needs.append(n) or plan(s, n, m))
     for rounding in ("nearest", "stochastic"):
         run(Muon(make_params(torch.bfloat16, [(24, 40), (8, 6)]), rounding=rounding), 1)
     assert [b - a for a, b in zip(*needs, strict=True)] == [13 * 24 * 40, 13 * 8 * 6]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..coefficients import resolve_coefficients
 from ..ops import apply, prologue, sum_squares
-from ..orthogonalize import Orthogonalizer, scratch_bytes
+from ..orthogonalize import Orthogonalizer
+from ..schedule import chain_waves
 from ..variants.weight_decay import with_cautious_decay
-from ..workspace import plan_waves
 from .exchange import Segment, Wave
 from .layout import Piece
 from .moments import Moments
@@ -139,10 +139,10 @@ class BucketStep:
             results = torch.float64 if self._wire == torch.float64 else torch.float32
         send = torch.empty(sum(exchange.send_splits), dtype=results, device=self.device)
         owned = [n for n in wave.owned if self._active(wave.gather.received[n][0])]
-        shapes = tuple((self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned)
+        shapes = [(self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned]
         rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
-        need = {s: scratch_bytes(*s, rows, method=group["method"], compute_dtype=compute) for s in set(shapes)}
-        for part in plan_waves(shapes, tuple(need[s] for s in shapes), self._max_bytes):
+        waves = chain_waves(shapes, rows, method=group["method"], compute_dtype=compute, max_bytes=self._max_bytes)
+        for part in waves:
             numbers = [owned[i] for i in part.order]
             chain = Orthogonalizer(
                 part.groups,

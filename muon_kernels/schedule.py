@@ -1,0 +1,151 @@
+"""What of a step depends on shapes, dtypes and devices alone: which matrices run together, and in which waves."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .buckets import Bucket, open_bytes
+from .coefficients import Row, resolve_coefficients
+from .matrices import Layout, step_factor
+from .orthogonalize import Method, default_compute_dtype, scratch_bytes
+from .periodic import block_factor, layout_of_step
+from .scaling import resolve_rule
+from .workspace import Wave, plan_waves
+
+_OPTIONS = (
+    "ns_coefficients",
+    "ns_steps",
+    "adjust_lr_fn",
+    "method",
+    "compute_dtype",
+    "momentum_store",
+    "rounding",
+    "block_lr_scale",
+)
+"""What else of a group decides."""
+
+
+class Launch(NamedTuple):
+    """Matrices of a group that run together: on one device, and in one dtype each for parameters, gradients, momenta.
+
+    wave: its numbers are those in the group's bucket.
+    scales: what lr is multiplied by for each of the wave's matrices.
+    rows: coefficients of the chain.
+    compute: its precision.
+    """
+
+    wave: Wave
+    scales: list[float]
+    rows: tuple[Row, ...]
+    compute: torch.dtype
+    device: torch.device
+
+
+class Schedule:
+    """The launches of every group of an optimizer: found again as long as nothing that decides them changes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, deque[tuple[Any, list[Launch]]]] = {}
+
+    def launches(
+        self,
+        number: int,
+        group: dict[str, Any],
+        bucket: Bucket,
+        owners: list[Tensor],
+        max_bytes: Callable[[torch.device], int],
+    ) -> list[Launch]:
+        """
+        Args:
+            number: of the group.
+            bucket, owners: of the coming step, as `fill_bucket` returns them.
+            max_bytes: bound on scratch memory, by device.
+
+        Raises:
+            ValueError: a momentum that is not like its parameter.
+        """
+        if torch.compiler.is_compiling():  # which would guard every number of this
+            return _scheduled(group, bucket, owners, max_bytes)
+        layout = layout_of_step(group)
+        key = (
+            layout,
+            [group[name] for name in _OPTIONS],
+            *map(_described, (bucket.params, bucket.grads, bucket.momenta)),
+            None if layout is None else [p.shape for p in owners],
+        )
+        kept = self._kept.setdefault(number, deque(maxlen=2))  # a period has two kinds of steps
+        for known, launches in kept:
+            if known == key:
+                return launches
+        launches = _scheduled(group, bucket, owners, max_bytes)
+        kept.append((key, launches))
+        return launches
+
+
+def lr_scale(group: dict[str, Any], p: Tensor, layout: Layout, shape: Sequence[int]) -> float:
+    """What lr is multiplied by for a matrix of `shape` of the parameter `p` in a step with this layout."""
+    return resolve_rule(group["adjust_lr_fn"])(shape) * step_factor(p.shape, layout) * block_factor(group, layout)
+
+
+def chain_waves(
+    shapes: Sequence[tuple[int, int]],
+    rows: Sequence[Row],
+    *,
+    method: Method,
+    compute_dtype: torch.dtype,
+    max_bytes: int,
+    opened_bytes: int = 0,
+) -> tuple[Wave, ...]:
+    """`plan_waves` for matrices that are orthogonalised: what an `Orthogonalizer` takes for them, and `opened_bytes` an
+    element, stays within `max_bytes`."""
+    need = {
+        s: scratch_bytes(*s, rows, method=method, compute_dtype=compute_dtype) + s[0] * s[1] * opened_bytes
+        for s in set(shapes)
+    }
+    return plan_waves(tuple(shapes), tuple(need[s] for s in shapes), max_bytes)
+
+
+def _described(tensors: list[Tensor]) -> tuple[Any, ...]:
+    return [t.shape for t in tensors], [t.dtype for t in tensors], [t.device for t in tensors]
+
+
+def _scheduled(
+    group: dict[str, Any], bucket: Bucket, owners: list[Tensor], max_bytes: Callable[[torch.device], int]
+) -> list[Launch]:
+    _check(bucket)
+    layout = layout_of_step(group)
+    rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
+    together: dict[tuple[Any, ...], list[int]] = {}
+    for i, (p, grad, momentum) in enumerate(zip(bucket.params, bucket.grads, bucket.momenta, strict=True)):
+        together.setdefault((p.device, p.dtype, grad.dtype, momentum.dtype), []).append(i)
+    launches = []
+    for (device, *_), numbers in together.items():
+        compute = group["compute_dtype"] or default_compute_dtype(device)
+        waves = chain_waves(
+            [(height, width) for height, width in (bucket.params[i].shape for i in numbers)],
+            rows,
+            method=group["method"],
+            compute_dtype=compute,
+            max_bytes=max_bytes(device),
+            opened_bytes=open_bytes(group),
+        )
+        for wave in waves:
+            order = tuple([numbers[i] for i in wave.order])
+            scales = [lr_scale(group, owners[i], layout, bucket.params[i].shape) for i in order]
+            launches.append(Launch(Wave(order, wave.groups), scales, rows, compute, device))
+    return launches
+
+
+def _check(bucket: Bucket) -> None:
+    """Raises ValueError for a momentum that is not like its parameter (gradients have been checked)."""
+    for p, momentum in zip(bucket.params, bucket.momenta, strict=True):
+        if momentum.shape != p.shape or momentum.device != p.device:
+            raise ValueError(
+                f"a momentum must be like its parameter ({list(p.shape)} on {p.device}), "
+                f"got {list(momentum.shape)} on {momentum.device}"
+            )
