@@ -1,5 +1,5 @@
-// The only file that knows Python: tuples of integers in, structs of api.h out, cudaError_t to exceptions. No logic.
-// Pointers, streams and dtypes arrive as integers, so the module needs no torch to build or to import.
+// Every launcher of api.h by itself: lists of tensors or tuples of integers in, structs of api.h out, errors to exceptions.
+// Pointers and streams arrive as integers, so the module needs no torch to build or to import.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,167 +12,161 @@
 #include <vector>
 
 #include "api.h"
-
-PYBIND11_MAKE_OPAQUE(std::vector<muon_kernels::PrologueItem>);
+#include "python.h"
+#include "wave.h"
 
 namespace muon_kernels {
 namespace {
 
-namespace py = pybind11;
+// ---- lists of tensors ----------------------------------------------------------------------------------------------------
 
-void check(cudaError_t error) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error));
+// Shape, dtype and device of tensors as bytes to compare, or None if one has no memory of its own to point to.
+py::object describe(const py::list& tensors) {
+  std::string bytes;
+  const auto append = [&bytes](const void* data, size_t size) { bytes.append(static_cast<const char*>(data), size); };
+  for (const py::handle object : tensors) {
+    dlpack::Tensor tensor;
+    if (dlpack::exchange_api().to_tensor(object.ptr(), &tensor)) {
+      PyErr_Clear();
+      return py::none();
+    }
+    const int32_t numbers[] = {tensor.ndim, tensor.device_type, tensor.device_id,
+                               tensor.dtype_code << 8 | tensor.dtype_bits};
+    append(numbers, sizeof numbers);
+    append(tensor.shape, sizeof(int64_t) * tensor.ndim);
   }
+  return py::bytes(bytes);
 }
 
-template <typename T>
-T* pointer(int64_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-cudaStream_t stream_of(int64_t address) { return pointer<CUstream_st>(address); }
+// A [batch, rows, cols].
+struct Problem {
+  explicit Problem(py::handle object) {
+    const dlpack::Tensor tensor = read_tensor(object);
+    batch = tensor.shape[0];
+    rows = tensor.shape[1];
+    cols = tensor.shape[2];
+    data = {data_of(tensor), tensor.strides[0], tensor.strides[1], tensor.strides[2]};
+  }
+  int64_t batch, rows, cols;
+  MatrixBatch data;
+};
 
 // ---- prologue ----------------------------------------------------------------------------------------------------------
 
-// rows, cols, the pointers of grad, momentum and out, then row stride and column stride of each.
-using PrologueFields = std::array<int64_t, 11>;
-
-std::vector<PrologueItem> prologue_items(const std::vector<PrologueFields>& list) {
-  std::vector<PrologueItem> items;
-  items.reserve(list.size());
-  for (const PrologueFields& f : list) {
-    items.push_back({f[0],
-                     f[1],
-                     {pointer<void>(f[2]), f[5], f[6]},
-                     {pointer<void>(f[3]), f[7], f[8]},
-                     {pointer<void>(f[4]), f[9], f[10]}});
+struct Prologue {
+  Prologue(const py::list& grads, const py::list& momenta, const py::list& outs) {
+    args.grad_dtype = common_dtype(grads);
+    args.momentum_dtype = common_dtype(momenta);
+    args.out_dtype = common_dtype(outs);
+    items.reserve(grads.size());
+    for (size_t i = 0; i < grads.size(); ++i) {
+      const auto [rows, cols, views] =
+          as_matrices<3>({read_tensor(grads[i]), read_tensor(momenta[i]), read_tensor(outs[i])});
+      items.push_back({rows, cols, views[0], views[1], views[2]});
+    }
   }
-  return items;
-}
+
+  int64_t partials() const { return prologue_partials(items.data(), static_cast<int64_t>(items.size()), args); }
+
+  void launch(double momentum, bool nesterov, bool ema, bool maximize, int64_t grad_scale, int64_t found_inf,
+              int64_t sumsq, int64_t scratch, int64_t stream) {
+    args.momentum = static_cast<float>(momentum);
+    args.one_minus_momentum = static_cast<float>(1.0 - momentum);
+    args.nesterov = nesterov;
+    args.ema = ema;
+    args.maximize = maximize;
+    args.grad_scale = pointer<const float>(grad_scale);
+    args.found_inf = pointer<const float>(found_inf);
+    args.sumsq = pointer<double>(sumsq);
+    args.partials = pointer<double>(scratch);
+    check(launch_prologue(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+  }
+
+  std::vector<PrologueItem> items;
+  PrologueArgs args{};
+};
 
 void bind_prologue(py::module_& m) {
-  using Items = std::vector<PrologueItem>;
-  py::class_<Items>(m, "PrologueItems", py::module_local()).def(py::init(&prologue_items), py::arg("items"));
-
-  m.def(
-      "prologue_partials",
-      [](const Items& items, int grad_dtype, int momentum_dtype, int out_dtype) {
-        PrologueArgs args{};
-        args.grad_dtype = static_cast<DType>(grad_dtype);
-        args.momentum_dtype = static_cast<DType>(momentum_dtype);
-        args.out_dtype = static_cast<DType>(out_dtype);
-        return prologue_partials(items.data(), static_cast<int64_t>(items.size()), args);
-      },
-      py::arg("items"), py::arg("grad_dtype"), py::arg("momentum_dtype"), py::arg("out_dtype"));
-
-  m.def(
-      "prologue",
-      [](const Items& items, int grad_dtype, int momentum_dtype, int out_dtype, double momentum, bool nesterov, bool ema,
-         bool maximize, int64_t grad_scale, int64_t found_inf, int64_t sumsq, int64_t partials, int64_t stream) {
-        const PrologueArgs args{static_cast<DType>(grad_dtype),
-                                static_cast<DType>(momentum_dtype),
-                                static_cast<DType>(out_dtype),
-                                static_cast<float>(momentum),
-                                static_cast<float>(1.0 - momentum),
-                                nesterov,
-                                ema,
-                                maximize,
-                                pointer<const float>(grad_scale),
-                                pointer<const float>(found_inf),
-                                pointer<double>(sumsq),
-                                pointer<double>(partials)};
-        check(launch_prologue(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
-      },
-      py::arg("items"), py::arg("grad_dtype"), py::arg("momentum_dtype"), py::arg("out_dtype"), py::arg("momentum"),
-      py::arg("nesterov"), py::arg("ema"), py::arg("maximize"), py::arg("grad_scale"), py::arg("found_inf"),
-      py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
+  py::class_<Prologue>(m, "Prologue", py::module_local())
+      .def(py::init<const py::list&, const py::list&, const py::list&>(), py::arg("grads"), py::arg("momenta"),
+           py::arg("outs"))
+      .def("partials", &Prologue::partials)
+      .def("launch", &Prologue::launch, py::arg("momentum"), py::arg("nesterov"), py::arg("ema"), py::arg("maximize"),
+           py::arg("grad_scale"), py::arg("found_inf"), py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
 }
 
 // ---- sum_squares -------------------------------------------------------------------------------------------------------
 
-// batch, rows, cols, then pointer, batch stride, row stride and column stride.
-using SumSquaresFields = std::array<int64_t, 7>;
+struct SumSquares {
+  explicit SumSquares(const py::list& xs) : dtype(common_dtype(xs)) {
+    for (const py::handle object : xs) {
+      const Problem x(object);
+      items.push_back({x.batch, x.rows, x.cols, x.data});
+    }
+  }
+
+  int64_t partials() const { return sum_squares_partials(items.data(), static_cast<int64_t>(items.size()), dtype); }
+
+  void launch(int64_t sumsq, int64_t scratch, int64_t stream) const {
+    check(launch_sum_squares(items.data(), static_cast<int64_t>(items.size()), dtype, pointer<double>(sumsq),
+                             pointer<double>(scratch), stream_of(stream)));
+  }
+
+  DType dtype;
+  std::vector<SumSquaresItem> items;
+};
 
 void bind_sum_squares(py::module_& m) {
-  using Items = std::vector<SumSquaresItem>;
-  const auto items_of = [](const std::vector<SumSquaresFields>& list) {
-    Items items;
-    items.reserve(list.size());
-    for (const SumSquaresFields& f : list) items.push_back({f[0], f[1], f[2], {pointer<void>(f[3]), f[4], f[5], f[6]}});
-    return items;
-  };
-  m.def(
-      "sum_squares_partials",
-      [items_of](const std::vector<SumSquaresFields>& list, int x_dtype) {
-        const Items items = items_of(list);
-        return sum_squares_partials(items.data(), static_cast<int64_t>(items.size()), static_cast<DType>(x_dtype));
-      },
-      py::arg("items"), py::arg("x_dtype"));
-
-  m.def(
-      "sum_squares",
-      [items_of](const std::vector<SumSquaresFields>& list, int x_dtype, int64_t sumsq, int64_t partials,
-                 int64_t stream) {
-        const Items items = items_of(list);
-        check(launch_sum_squares(items.data(), static_cast<int64_t>(items.size()), static_cast<DType>(x_dtype),
-                                 pointer<double>(sumsq), pointer<double>(partials), stream_of(stream)));
-      },
-      py::arg("items"), py::arg("x_dtype"), py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
+  py::class_<SumSquares>(m, "SumSquares", py::module_local())
+      .def(py::init<const py::list&>(), py::arg("xs"))
+      .def("partials", &SumSquares::partials)
+      .def("launch", &SumSquares::launch, py::arg("sumsq"), py::arg("partials"), py::arg("stream"));
 }
 
 // ---- normalize ---------------------------------------------------------------------------------------------------------
 
-// batch, rows, cols, then pointer, batch stride, row stride and column stride of x and out.
-using NormalizeFields = std::array<int64_t, 11>;
-
-void bind_normalize(py::module_& m) {
-  m.def(
-      "normalize",
-      [](const std::vector<NormalizeFields>& list, int x_dtype, int out_dtype, int64_t sumsq, double eps,
-         double safety_factor, int64_t stream) {
-        std::vector<NormalizeItem> items;
-        items.reserve(list.size());
-        for (const NormalizeFields& f : list) {
-          items.push_back(
-              {f[0], f[1], f[2], {pointer<void>(f[3]), f[5], f[6]}, {pointer<void>(f[7]), f[9], f[10]}, f[4], f[8]});
-        }
-        const NormalizeArgs args{static_cast<DType>(x_dtype), static_cast<DType>(out_dtype),
-                                 pointer<const double>(sumsq), eps, safety_factor};
-        check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
-      },
-      py::arg("items"), py::arg("x_dtype"), py::arg("out_dtype"), py::arg("sumsq"), py::arg("eps"),
-      py::arg("safety_factor"), py::arg("stream"));
+void normalize(const py::list& xs, const py::list& outs, int64_t sumsq, double eps, double safety_factor, int64_t stream) {
+  std::vector<NormalizeItem> items;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    const Problem x(xs[i]), out(outs[i]);
+    items.push_back({x.batch,
+                     x.rows,
+                     x.cols,
+                     {x.data.data, x.data.row_stride, x.data.col_stride},
+                     {out.data.data, out.data.row_stride, out.data.col_stride},
+                     x.data.batch_stride,
+                     out.data.batch_stride});
+  }
+  const NormalizeArgs args{common_dtype(xs), common_dtype(outs), pointer<const double>(sumsq), eps, safety_factor};
+  check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
 }
 
 // ---- apply -------------------------------------------------------------------------------------------------------------
 
-// rows, cols, the pointers of param and update, then row stride and column stride of each.
-using ApplyFields = std::array<int64_t, 8>;
+void apply(const py::list& params, const py::list& updates, const std::vector<double>& scales, double weight_decay,
+           double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t stream) {
+  std::vector<ApplyItem> items;
+  items.reserve(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    const auto [rows, cols, views] = as_matrices<2>({read_tensor(params[i]), read_tensor(updates[i])});
+    items.push_back({rows, cols, views[0], views[1], scales.at(i)});
+  }
+  const ApplyArgs args{common_dtype(params),
+                       common_dtype(updates),
+                       weight_decay,
+                       lr,
+                       pointer<const void>(lr_device),
+                       lr_device_float64,
+                       pointer<const float>(found_inf)};
+  check(launch_apply(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+}
 
-void bind_apply(py::module_& m) {
-  m.def(
-      "apply",
-      [](const std::vector<ApplyFields>& list, const std::vector<double>& scales, int param_dtype, int update_dtype,
-         double weight_decay, double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t stream) {
-        std::vector<ApplyItem> items;
-        items.reserve(list.size());
-        for (size_t i = 0; i < list.size(); ++i) {
-          const ApplyFields& f = list[i];
-          items.push_back(
-              {f[0], f[1], {pointer<void>(f[2]), f[4], f[5]}, {pointer<void>(f[3]), f[6], f[7]}, scales.at(i)});
-        }
-        const ApplyArgs args{static_cast<DType>(param_dtype),
-                             static_cast<DType>(update_dtype),
-                             weight_decay,
-                             lr,
-                             pointer<const void>(lr_device),
-                             lr_device_float64,
-                             pointer<const float>(found_inf)};
-        check(launch_apply(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
-      },
-      py::arg("items"), py::arg("scales"), py::arg("param_dtype"), py::arg("update_dtype"), py::arg("weight_decay"),
-      py::arg("lr"), py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("stream"));
+void bind_elementwise(py::module_& m) {
+  m.def("describe", &describe, py::arg("tensors"));
+  m.def("normalize", &normalize, py::arg("xs"), py::arg("outs"), py::arg("sumsq"), py::arg("eps"),
+        py::arg("safety_factor"), py::arg("stream"));
+  m.def("apply", &apply, py::arg("params"), py::arg("updates"), py::arg("scales"), py::arg("weight_decay"), py::arg("lr"),
+        py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("stream"));
 }
 
 // ---- products ----------------------------------------------------------------------------------------------------------
@@ -296,11 +290,11 @@ void bind_chains(py::module_& m) {
 }  // namespace muon_kernels
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "CUDA launchers of muon_kernels: integers in, nothing checked. Use muon_kernels.ops.";
+  m.doc() = "CUDA launchers of muon_kernels: tensors and integers in, nothing checked. Use muon_kernels.ops.";
   muon_kernels::bind_prologue(m);
   muon_kernels::bind_sum_squares(m);
-  muon_kernels::bind_normalize(m);
-  muon_kernels::bind_apply(m);
+  muon_kernels::bind_elementwise(m);
   muon_kernels::bind_products(m);
   muon_kernels::bind_chains(m);
+  muon_kernels::bind_wave(m);
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import auxiliary
 from .buckets import Bucket, fill_bucket, open_bucket
-from .checks import check_common, check_grads, check_muon, check_shared, with_dtypes
+from .checks import check_common, check_muon, check_shared, with_dtypes
 from .coefficients import ORIGINAL, Coefficients, freeze_coefficients
 from .distributed.dtensors import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
@@ -19,8 +19,7 @@ from .distributed.runtime import Shared, Shares, StateSharding
 from .exact_state import ExactStateOptimizer
 from .masters import Masters
 from .matrices import Layout, freeze_layout, split
-from .ops import apply, gemm_apply, prologue
-from .orthogonalize import DEFAULT_EPS, DEFAULT_STEPS, Method, Orthogonalizer
+from .orthogonalize import DEFAULT_EPS, DEFAULT_STEPS, Method
 from .periodic import advance, steps_shards
 from .preconditioning import Preconditioning
 from .report import parameter_table
@@ -28,7 +27,7 @@ from .scaling import Rule
 from .schedule import Launch, Schedule, lr_scale
 from .variants import Int8Momentum, Normalizer, Rounding, WeightDecayRule
 from .variants.rounding import check_rounded
-from .variants.weight_decay import with_cautious_decay
+from .wave import step_wave
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
 DEFAULT_CPU_WORKSPACE_BYTES = 8 * 2**20
@@ -262,8 +261,8 @@ class Muon(ExactStateOptimizer):
             work.append((group, params if steps_shards(group) else self._shares.without(params)))
 
         def check() -> None:
-            for group, params in work:
-                check_grads(params)
+            for number, (group, params) in enumerate(work):
+                self._schedule.check_grads(number, params)
                 check_rounded(group["rounding"], params)
                 if group["use_muon"]:
                     check_muon(group)
@@ -279,7 +278,7 @@ class Muon(ExactStateOptimizer):
             for launch, stored in launches:
                 scale = amp.on(launch.device)
                 with open_bucket(group, stored, scale.found_inf) as matrices:
-                    self._step_wave(group, matrices, launch, scale)
+                    step_wave(group, matrices, launch, scale.grad_scale, scale.found_inf)
             if params and not group["use_muon"]:
                 scale = amp.on(params[0].device)
                 states = [self.state[p] for p in params]
@@ -323,57 +322,3 @@ class Muon(ExactStateOptimizer):
     def _workspace_bytes(self, device: torch.device) -> int:
         default = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES
         return self._max_workspace_bytes or default
-
-    def _step_wave(self, group: dict[str, Any], matrices: Bucket, launch: Launch, amp: _LossScale) -> None:
-        device = launch.device
-        chain = Orthogonalizer(
-            launch.wave.groups,
-            launch.rows,
-            method=group["method"],
-            preconditioning=group["preconditioning"],
-            compute_dtype=launch.compute,
-            device=device,
-            factored=group["normalizer"] is None and group["weight_decay_rule"] == "decoupled",
-        )
-        sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=device)
-        prologue(
-            matrices.grads,
-            matrices.momenta,
-            _unbind(chain.inputs),
-            sumsq,
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            grad_scale=amp.grad_scale,
-            found_inf=amp.found_inf,
-        )
-        norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
-        lr, weight_decay, scales = group["lr"], group["weight_decay"], launch.scales
-        if isinstance(lr, Tensor) and lr.device.type != "cpu":
-            lr = lr.to(device)
-        if chain.factored:
-            left, right = chain.factors(chain.inputs, sumsq, **norm)
-            gemm_apply(
-                left, right, matrices.params, lr=lr, weight_decay=weight_decay, scales=scales, found_inf=amp.found_inf
-            )
-            return
-        orthogonal = chain.run(chain.inputs, sumsq, **norm)
-        if group["normalizer"] is not None:
-            orthogonal = group["normalizer"].run(orthogonal, matrices.moments, amp.found_inf)
-        if group["weight_decay_rule"] == "cautious":
-            updates = with_cautious_decay(orthogonal, matrices.params, scales, weight_decay)
-            weight_decay, scales = 0.0, [1.0] * len(scales)
-        else:
-            updates = _unbind(orthogonal)
-        apply(
-            matrices.params,
-            updates,
-            lr=lr,
-            weight_decay=weight_decay,
-            scales=scales,
-            found_inf=amp.found_inf,
-        )
-
-
-def _unbind(batches: Sequence[Tensor]) -> list[Tensor]:
-    return [matrix for batch in batches for matrix in batch.unbind(0)]

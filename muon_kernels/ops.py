@@ -8,7 +8,7 @@ The schemas are the registered ops' (`torch.ops.muon_kernels.*`); who runs them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,7 +86,7 @@ def prologue(
     _check_scalar("grad_scale", grad_scale)
     _check_scalar("found_inf", found_inf)
     if grads:
-        _run(
+        run(
             "prologue",
             grads,
             momenta,
@@ -112,7 +112,7 @@ def sum_squares(xs: Sequence[Tensor], sumsq: Tensor) -> None:
     _check_problems(xs=xs)
     _check_sumsq(sumsq, xs)
     if xs:
-        _run("sum_squares", xs, sumsq)
+        run("sum_squares", xs, sumsq)
 
 
 def normalize(
@@ -135,7 +135,7 @@ def normalize(
     _check_problems(xs=xs)
     _check_sumsq(sumsq, xs)
     if xs:
-        _run("normalize", xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
+        run("normalize", xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
 
 
 def symm_gemm(
@@ -164,7 +164,7 @@ def symm_gemm(
         if out.shape[1] != out.shape[2]:
             raise ValueError(f"outs[{i}] must hold square matrices, got {list(out.shape)}")
     if outs:
-        _run("symm_gemm", a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
+        run("symm_gemm", a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
 
 
 def gemm_add(
@@ -188,7 +188,7 @@ def gemm_add(
     """
     _check_gemm(a, b, c, outs)
     if outs:
-        _run("gemm_add", a, b, c, outs, alpha=alpha, beta=beta)
+        run("gemm_add", a, b, c, outs, alpha=alpha, beta=beta)
 
 
 def gemm_apply(
@@ -229,7 +229,7 @@ def gemm_apply(
             raise ValueError(f"params[{i}] must be {list(shape)}, got {list(param.shape)}")
     rate = _check_step(params, lr, scales, found_inf)
     if params:
-        _run("gemm_apply", a, b, params, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
+        run("gemm_apply", a, b, params, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
 
 
 def chains(workspace: Tensor, program: Program) -> None:
@@ -248,7 +248,7 @@ def chains(workspace: Tensor, program: Program) -> None:
         )
     _check_lists(workspace=[workspace])
     if program.products:
-        _run(
+        run(
             "chains",
             [workspace],
             buffers=program.buffers,
@@ -282,7 +282,7 @@ def apply(
     _check_same_shapes(params=params, updates=updates)
     rate = _check_step(params, lr, scales, found_inf)
     if params:
-        _run("apply", params, updates, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
+        run("apply", params, updates, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
 
 
 def _check_step(
@@ -357,19 +357,31 @@ def _check_scalar(name: str, value: Tensor | None) -> None:
         raise ValueError(f"{name} must have one element, got shape {list(value.shape)}")
 
 
-def _run(name: str, *args: Any, **kwargs: Any) -> None:
-    """Runs a registered op. Its dispatcher copies every list of tensors twice (0.2 ms of a step of 72 matrices); where
-    nobody listens, neither a compiler nor a dispatch mode nor a tensor subclass, the backend is called at once."""
+def run(name: str, *args: Any, **kwargs: Any) -> None:
+    """Runs a registered op with all arguments of its schema, unchecked: for lists that are known to fit.
+
+    The dispatcher copies every list of tensors twice (0.2 ms of a step of 72 matrices); where nobody listens, neither a
+    compiler nor a dispatch mode nor a tensor subclass, the backend is called at once.
+    """
     lists = [list(arg) if type(arg) is not list else arg for arg in args if isinstance(arg, (list, tuple))]
-    plain = (
-        not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and all(_PLAIN.issuperset(map(type, tensors)) for tensors in lists)
-    )
-    if plain:
+    if _unheard(lists):
         _select_and_run(name, *(lists.pop(0) if isinstance(arg, (list, tuple)) else arg for arg in args), **kwargs)
     else:
         getattr(torch.ops.muon_kernels, name)(*args, **kwargs)
+
+
+def whole(name: str, lists: list[list[Tensor]]) -> Callable[..., bool] | None:
+    """What the first backend has that does the work of several ops in one call, or None; see `backends.whole`."""
+    return backends.whole(name, lists[0][0].device, lists) if _unheard(lists) else None
+
+
+def _unheard(lists: list[list[Tensor]]) -> bool:
+    """Whether neither a compiler nor a dispatch mode nor a tensor subclass listens."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and all(PLAIN.issuperset(map(type, tensors)) for tensors in lists)
+    )
 
 
 def _select_and_run(name: str, *args: Any, **kwargs: Any) -> None:
@@ -377,7 +389,8 @@ def _select_and_run(name: str, *args: Any, **kwargs: Any) -> None:
     backends.select(name, lists[-1][0].device, lists)(*args, **kwargs)
 
 
-_PLAIN = {Tensor, torch.nn.Parameter}
+PLAIN = {Tensor, torch.nn.Parameter}
+"""Types of tensors that no one else listens to."""
 
 
 def _register(name: str, schema: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -116,9 +117,8 @@ class Orthogonalizer:
         factored: leave the last product to the caller, if every chain ends with one (in float16, but for "svd").
 
     Attributes:
-        inputs: one [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
-            bfloat16 if compute_dtype is float16, which has too little range for what is not normalised yet.
         factored: whether that is so: `factors` is to be called, otherwise `run`.
+        plan, workspace: the program and the buffers on it, and its scratch memory (of "svd": None, and not there).
     """
 
     def __init__(
@@ -132,31 +132,37 @@ class Orthogonalizer:
         preconditioning: Preconditioning = "frobenius",
         factored: bool = False,
     ) -> None:
-        raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
-        self._plan: _Plan | None = None
+        self._raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
+        self._groups, self._device = groups, device
+        self.plan: ChainPlan | None = None
         self.factored = False
         self._preconditioning = preconditioning
-        if method == "svd":
-            self.inputs = [empty_batch(*group, raw_dtype, device) for group in groups]
-        else:
-            self._plan = _plan(tuple(groups), tuple(rows), method, compute_dtype, factored)
-            self.factored = None not in self._plan.factors
-            self._workspace = torch.empty(self._plan.program.elements, dtype=compute_dtype, device=device)
-            # One view of another dtype for all: torch.compile takes two for tensors that share no memory (torch 2.13).
-            raw = self._workspace.view(raw_dtype)
-            self.inputs = [view(raw, buffer) for buffer in self._plan.inputs]
+        if method != "svd":
+            self.plan = _plan(tuple(groups), tuple(rows), method, compute_dtype, factored)
+            self.factored = None not in self.plan.factors
+            self.workspace = torch.empty(self.plan.program.elements, dtype=compute_dtype, device=device)
+
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        """One [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
+        bfloat16 if compute_dtype is float16, which has too little range for what is not normalised yet."""
+        if self.plan is None:
+            return [empty_batch(*group, self._raw_dtype, self._device) for group in self._groups]
+        # One view of another dtype for all: torch.compile takes two for tensors that share no memory (torch 2.13).
+        raw = self.workspace.view(self._raw_dtype)
+        return [view(raw, buffer) for buffer in self.plan.inputs]
 
     def factors(
         self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Everything but the last product: problem lists a and b, views of the scratch memory, whose products a[i] b[i]
         are the matrices orthogonalised. Arguments as of `run`."""
-        assert self._plan is not None and self.factored
-        self._run(self._plan, matrices, sumsq, eps, safety_factor)
+        assert self.plan is not None and self.factored
+        self._run(self.plan, matrices, sumsq, eps, safety_factor)
         left, right = [], []
-        for x, factor in zip(self._plan.xs, self._plan.factors, strict=True):
+        for x, factor in zip(self.plan.xs, self.plan.factors, strict=True):
             assert factor is not None
-            p, q = view(self._workspace, factor), view(self._workspace, x)
+            p, q = view(self.workspace, factor), view(self.workspace, x)
             tall = q.shape[1] > q.shape[2]
             left.append(q if tall else p)
             right.append(p.mT if tall else q)
@@ -172,19 +178,21 @@ class Orthogonalizer:
             A problem list like `matrices` in shape: views of the scratch memory (of "svd": new tensors).
         """
         assert not self.factored
-        if self._plan is None:
+        if self.plan is None:
             return [polar_factor(x) for x in matrices]
-        self._run(self._plan, matrices, sumsq, eps, safety_factor)
-        return [view(self._workspace, buffer) for buffer in self._plan.xs]
+        self._run(self.plan, matrices, sumsq, eps, safety_factor)
+        return [view(self.workspace, buffer) for buffer in self.plan.xs]
 
-    def _run(self, plan: _Plan, matrices: Sequence[Tensor], sumsq: Tensor, eps: float, safety_factor: float) -> None:
-        xs = [view(self._workspace, buffer) for buffer in plan.normalised]
+    def _run(
+        self, plan: ChainPlan, matrices: Sequence[Tensor], sumsq: Tensor, eps: float, safety_factor: float
+    ) -> None:
+        xs = [view(self.workspace, buffer) for buffer in plan.normalised]
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
         if self._preconditioning == "aol":
-            program, grams = _gram_plan(plan.normalised, plan.program.elements, self._workspace.dtype)
-            chains(self._workspace, program)
-            aol(xs, [view(self._workspace, buffer) for buffer in grams], safety_factor=safety_factor)
-        chains(self._workspace, plan.program)
+            program, grams = _gram_plan(plan.normalised, plan.program.elements, self.workspace.dtype)
+            chains(self.workspace, program)
+            aol(xs, [view(self.workspace, buffer) for buffer in grams], safety_factor=safety_factor)
+        chains(self.workspace, plan.program)
 
 
 def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method, compute_dtype: torch.dtype) -> int:
@@ -195,7 +203,8 @@ def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method,
     return plan.program.elements * compute_dtype.itemsize
 
 
-class _Plan(NamedTuple):
+@dataclass(frozen=True, eq=False)  # equal by identity: a hash of all numbers takes as long as a small launch
+class ChainPlan:
     """A program, and per group the BUFFER_FIELDS of buffers.
 
     program: the chains.
@@ -218,7 +227,7 @@ def _plan(
     method: Method,
     compute_dtype: torch.dtype,
     factored: bool,
-) -> _Plan:
+) -> ChainPlan:
     build = ProgramBuilder(compute_dtype.itemsize)
     half = compute_dtype == torch.float16
     chosen: list[tuple[Sequence[int] | None, ...]] = []
@@ -240,7 +249,7 @@ def _plan(
         buffers = rows_of(build.buffers[first:], BUFFER_FIELDS)
         operands = (x, spare, last.factor, last.x)
         chosen.append(tuple(None if operand is None else tuple(buffers[operand.buffer]) for operand in operands))
-    return _Plan(build.build(), *zip(*chosen, strict=True))
+    return ChainPlan(build.build(), *zip(*chosen, strict=True))
 
 
 @lru_cache(maxsize=256)

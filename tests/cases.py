@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from muon_kernels.schedule import describe
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (8, 8), (7, 33), (33, 7), (64, 64), (16, 200), (130, 72)]
 """(rows, cols) of the matrices in the op tests: units, odd sizes, multiples of 8, tall and wide."""
@@ -73,3 +75,28 @@ def tensor_list(dtype: torch.dtype, device: str) -> list[Tensor]:
         in_layout(torch.randn(shape).to(device, dtype), LAYOUTS[i % len(LAYOUTS)])
         for i, shape in enumerate([*SHAPES, (0, 5), (127, 129)])
     ]
+
+
+DIFFERENT_LISTS = [
+    [torch.zeros(2, 3)],
+    [torch.zeros(3, 2)],
+    [torch.zeros(6)],
+    [torch.zeros(2, 3, 1)],
+    [torch.zeros(2, 3, dtype=torch.bfloat16)],
+    [torch.zeros(2, 3, dtype=torch.float16)],
+    [torch.zeros(2, 3, dtype=torch.float64)],
+    [torch.zeros(2, 3, dtype=torch.int32)],
+    [torch.zeros(2, 3, dtype=torch.bool)],
+    [torch.zeros(2, 3).to_sparse()],
+    [torch.zeros(2, 3, device="meta")],
+    [torch.zeros(2, 3), torch.zeros(2, 3)],
+    [torch.zeros(2), torch.zeros(3)],
+    [],
+]
+
+
+def assert_descriptions_differ():
+    descriptions = [describe(tensors) for tensors in DIFFERENT_LISTS]
+    for i, one in enumerate(descriptions):
+        assert [one == other for other in descriptions] == [i == j for j in range(len(descriptions))]
+    assert describe([torch.ones(2, 3)]) == describe([nn.Parameter(torch.ones(3, 2).mT)]) == descriptions[0]

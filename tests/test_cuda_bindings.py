@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import LAYOUTS, SHAPES, in_layout
+from cases import LAYOUTS, SHAPES, assert_descriptions_differ, in_layout
 from optimizers import make_params, set_grads
 from test_build import ROOT
 from torch import nn
 
 from muon_kernels import Muon, extension, ops, orthogonalize, use_backend
-from muon_kernels.backends import cuda, cuda_products
+from muon_kernels.backends import cuda, cuda_chains, cuda_products, cuda_wave
+from muon_kernels.variants import Int8Momentum
 from muon_kernels.workspace import empty_batch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -32,7 +33,7 @@ def host_module(setup_py, tmp_path_factory):
         pytest.skip("needs nvcc")
     target = tmp_path_factory.mktemp("host") / "_C.so"
     includes = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    sources = [ROOT / "csrc" / "bindings.cpp", ROOT / "tests" / "host" / "kernels.cpp"]
+    sources = [*(ROOT / "csrc").glob("*.cpp"), ROOT / "tests" / "host" / "kernels.cpp"]
     flags = ["-O1", "-std=c++17", "-shared", "-cudart=none", "-Xcompiler=-fPIC,-fvisibility=hidden"]
     subprocess.run([nvcc, *flags, *(f"-I{path}" for path in includes), *sources, "-o", target], check=True)
     spec = importlib.util.spec_from_file_location("host._C", target)
@@ -51,6 +52,11 @@ def on_the_host(host_module, monkeypatch):
     for module in (cuda, cuda_products):
         monkeypatch.setattr(module, "capability", lambda _: 90)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    for kept in (cuda_chains._items, cuda_wave._wave):  # objects of the extension's own module, where there is one
+        kept.cache_clear()
+    yield
+    for kept in (cuda_chains._items, cuda_wave._wave):
+        kept.cache_clear()
 
 
 def matrices(dtype, shapes=SHAPES):
@@ -269,3 +275,72 @@ def test_what_the_kernels_refuse_is_named():
     x = [nn.Parameter(torch.randn(4, 4, dtype=torch.float64))]
     with use_backend("cuda"), pytest.raises(RuntimeError, match="no CUDA kernel for torch.float64"):
         ops.sum_squares([p.detach()[None] for p in x], torch.empty(1, dtype=torch.float64))
+
+
+def test_descriptions_tell_lists_apart():
+    assert_descriptions_differ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"nesterov": False, "maximize": True, "momentum": 0.5, "weight_decay": 0.5},
+        {"lr": torch.tensor(0.25)},
+        {"eps": 1e30, "safety_factor": 2.0},
+        {"method": "squaring"},
+        {"layout": "rows:2"},
+        {"layout": "cols:2", "max_workspace_bytes": 1},
+        {"layout": "transposed", "shapes": [(8, 12), (6, 24)]},
+        {"momentum_dtype": torch.bfloat16},
+        {"momentum_store": Int8Momentum()},
+        {"found_inf": 0.0},
+        {"found_inf": 1.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch):
+    options = {"lr": 0.1, "compute_dtype": torch.float16} | options
+    shapes, found_inf = options.pop("shapes", [(8, 12), (12, 8), (24, 6), (8, 12)]), options.pop("found_inf", None)
+    results, calls = [], []
+    run_op = ops.run
+    monkeypatch.setattr(ops, "run", lambda name, *args, **kwargs: calls.append(name) or run_op(name, *args, **kwargs))
+    for whole in (ops.whole, lambda name, lists: None):
+        monkeypatch.setattr(ops, "whole", whole)
+        params = make_params(dtype, shapes)
+        optimizer = Muon(params, **options)
+        for step in range(3):
+            set_grads(params, step)
+            params[0].grad = params[0].grad.mT.contiguous().mT
+            if found_inf is not None and step == 1:
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(found_inf)
+            versions = [p._version for p in params]
+            with use_backend("cuda,reference"):
+                optimizer.step()
+            assert all(p._version > version for p, version in zip(params, versions, strict=True))
+        results.append(
+            [*(p.detach() for p in params), *(t for state in optimizer.state.values() for t in state.values())]
+        )
+        assert ("prologue" in calls) == (len(results) == 2)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_waves_that_are_not_whole():
+    """What the last product cannot write, or what comes between the ops, goes op by op."""
+    transposed = nn.Parameter(torch.randn(12, 8).mT)
+    for param, options in (
+        (transposed, {}),
+        (nn.Parameter(torch.randn(8, 12, dtype=torch.float16)), {}),
+        (nn.Parameter(torch.randn(8, 12)), {"weight_decay_rule": "cautious"}),
+        (nn.Parameter(torch.randn(8, 12)), {"preconditioning": "aol", "ns_coefficients": "turbo", "ns_steps": 4}),
+    ):
+        results = []
+        for backend in ("reference", "cuda"):
+            p = nn.Parameter(param.detach().clone())
+            p.grad = torch.ones_like(p).tril()
+            with use_backend(backend):
+                Muon([p], lr=0.1, compute_dtype=torch.float16, **options).step()
+            results.append(p.detach())
+        torch.testing.assert_close(*results, rtol=0, atol=4e-3)

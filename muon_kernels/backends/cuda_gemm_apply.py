@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
+from .cuda_scalars import Step
 from .device import on_device
 
 _PARAM_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -15,10 +16,6 @@ _PARAM_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 _STEP = 8
 """Elements of an operand in 16 bytes."""
-
-
-Step = tuple[float, float, int, bool, int]
-"""Weight decay, lr on the host, lr on the device and whether that is float64, found_inf; see csrc/bindings.cpp."""
 
 
 def check_operands(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
