@@ -1,30 +1,41 @@
-# Signatures of csrc/bindings.cpp. Pointers and streams are integers, 0 for null; dtypes are csrc/api.h's DType.
+# Signatures of csrc/bindings.cpp and csrc/wave.cpp. Addresses of scalars and of scratch memory, and streams, are
+# integers, 0 for null; dtypes are csrc/api.h's DType; what a tuple of integers holds stands in those files.
 from collections.abc import Sequence
 
-class PrologueItems:
-    def __init__(self, items: Sequence[Sequence[int]]) -> None: ...
+from torch import Tensor
 
-def prologue_partials(items: PrologueItems, grad_dtype: int, momentum_dtype: int, out_dtype: int) -> int: ...
-def prologue(
-    items: PrologueItems,
-    grad_dtype: int,
-    momentum_dtype: int,
-    out_dtype: int,
-    momentum: float,
-    nesterov: bool,
-    ema: bool,
-    maximize: bool,
-    grad_scale: int,
-    found_inf: int,
-    sumsq: int,
-    partials: int,
-    stream: int,
+Integers = Sequence[int]
+
+def describe(tensors: list[Tensor]) -> bytes | None: ...
+
+class Prologue:
+    def __init__(self, grads: list[Tensor], momenta: list[Tensor], outs: list[Tensor]) -> None: ...
+    def partials(self) -> int: ...
+    def launch(
+        self,
+        momentum: float,
+        nesterov: bool,
+        ema: bool,
+        maximize: bool,
+        grad_scale: int,
+        found_inf: int,
+        sumsq: int,
+        partials: int,
+        stream: int,
+    ) -> None: ...
+
+class SumSquares:
+    def __init__(self, xs: list[Tensor]) -> None: ...
+    def partials(self) -> int: ...
+    def launch(self, sumsq: int, partials: int, stream: int) -> None: ...
+
+def normalize(
+    xs: list[Tensor], outs: list[Tensor], sumsq: int, eps: float, safety_factor: float, stream: int
 ) -> None: ...
 def apply(
-    items: Sequence[Sequence[int]],
+    params: list[Tensor],
+    updates: list[Tensor],
     scales: Sequence[float],
-    param_dtype: int,
-    update_dtype: int,
     weight_decay: float,
     lr: float,
     lr_device: int,
@@ -32,3 +43,72 @@ def apply(
     found_inf: int,
     stream: int,
 ) -> None: ...
+def gemm(
+    symmetric: bool,
+    items: Sequence[Integers],
+    dtype: int,
+    alpha: float,
+    beta: float,
+    delta: float,
+    tile: int,
+    stream: int,
+) -> None: ...
+def gemm_apply(
+    items: Sequence[Integers],
+    params: Sequence[Integers],
+    scales: Sequence[float],
+    param_dtype: int,
+    alpha: float,
+    overwrite: bool,
+    weight_decay: float,
+    lr: float,
+    lr_device: int,
+    lr_device_float64: bool,
+    found_inf: int,
+    stream: int,
+) -> None: ...
+def choose_gemm_tile(symmetric: bool, items: Sequence[Integers], multiprocessors: int) -> int: ...
+
+class Chains:
+    def __init__(self, buffers: Integers, products: Integers, scalars: Sequence[float], chains: Integers) -> None: ...
+    def launch(self, dtype: int, workspace: int, stream: int) -> None: ...
+
+class Wave:
+    def __init__(
+        self,
+        chains: Chains,
+        inputs: Sequence[Integers],
+        normalised: Sequence[Integers],
+        ps: Sequence[Integers],
+        xs: Sequence[Integers],
+    ) -> None: ...
+
+class WaveStep:
+    def __init__(
+        self,
+        wave: Wave,
+        grads: list[Tensor],
+        momenta: list[Tensor],
+        params: list[Tensor],
+        scales: Sequence[float],
+        workspace: int,
+    ) -> None: ...
+    def fits(self) -> bool: ...
+    def partials(self) -> int: ...
+    def launch(
+        self,
+        momentum: float,
+        nesterov: bool,
+        maximize: bool,
+        grad_scale: int,
+        eps: float,
+        safety_factor: float,
+        weight_decay: float,
+        lr: float,
+        lr_device: int,
+        lr_device_float64: bool,
+        found_inf: int,
+        sumsq: int,
+        partials: int,
+        stream: int,
+    ) -> None: ...

@@ -3,8 +3,10 @@
 The data are small dyadic numbers, exact in every dtype, so that results must equal the reference bit for bit.
 """
 
+import ast
 import importlib.util
 import os
+import re
 import subprocess
 import sysconfig
 from types import SimpleNamespace
@@ -31,11 +33,18 @@ def host_module(setup_py, tmp_path_factory):
     nvcc = setup_py.find_nvcc(os.environ)  # a C++ compiler that knows where CUDA's headers are
     if nvcc is None:
         pytest.skip("needs nvcc")
-    target = tmp_path_factory.mktemp("host") / "_C.so"
+    folder = tmp_path_factory.mktemp("host")
     includes = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    flags = ["-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", *(f"-I{path}" for path in includes)]
     sources = [*(ROOT / "csrc").glob("*.cpp"), ROOT / "tests" / "host" / "kernels.cpp"]
-    flags = ["-O1", "-std=c++17", "-shared", "-cudart=none", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-    subprocess.run([nvcc, *flags, *(f"-I{path}" for path in includes), *sources, "-o", target], check=True)
+    objects = [folder / f"{source.name}.o" for source in sources]
+    compilers = [
+        subprocess.Popen([nvcc, *flags, "-c", source, "-o", target])
+        for source, target in zip(sources, objects, strict=True)
+    ]
+    assert [compiler.wait() for compiler in compilers] == [0] * len(sources)
+    target = folder / "_C.so"
+    subprocess.run([nvcc, "-shared", "-cudart=none", *objects, "-o", target], check=True)
     spec = importlib.util.spec_from_file_location("host._C", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -57,6 +66,19 @@ def on_the_host(host_module, monkeypatch):
     yield
     for kept in (cuda_chains._items, cuda_wave._wave):
         kept.cache_clear()
+
+
+def test_signatures_are_written_down(host_module):
+    stub = ast.parse((ROOT / "muon_kernels" / "_C.pyi").read_text())
+    written = {node.name: node for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assert set(written) == {name for name in vars(host_module) if not name.startswith("__")}
+    for name, node in written.items():
+        functions = [node] if isinstance(node, ast.FunctionDef) else node.body
+        for function in functions:
+            owner = host_module if function is node else getattr(host_module, name)
+            signature = getattr(owner, function.name).__doc__.splitlines()[0]
+            names = [argument.arg for argument in function.args.args]
+            assert names == re.findall(r"(\w+): ", signature), (name, function.name, signature)
 
 
 def matrices(dtype, shapes=SHAPES):
