@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -133,21 +133,22 @@ class Orthogonalizer:
         factored: bool = False,
     ) -> None:
         self._raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
-        self._groups, self._device = groups, device
         self.plan: ChainPlan | None = None
         self.factored = False
         self._preconditioning = preconditioning
-        if method != "svd":
+        if method == "svd":
+            self._unplanned = [empty_batch(*group, self._raw_dtype, device) for group in groups]
+        else:
             self.plan = _plan(tuple(groups), tuple(rows), method, compute_dtype, factored)
             self.factored = None not in self.plan.factors
             self.workspace = torch.empty(self.plan.program.elements, dtype=compute_dtype, device=device)
 
-    @cached_property
+    @property
     def inputs(self) -> list[Tensor]:
         """One [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
         bfloat16 if compute_dtype is float16, which has too little range for what is not normalised yet."""
         if self.plan is None:
-            return [empty_batch(*group, self._raw_dtype, self._device) for group in self._groups]
+            return self._unplanned
         # One view of another dtype for all: torch.compile takes two for tensors that share no memory (torch 2.13).
         raw = self.workspace.view(self._raw_dtype)
         return [view(raw, buffer) for buffer in self.plan.inputs]

@@ -35,12 +35,13 @@ def step_wave(
     )
     if _step_whole(chain, group, matrices, launch, grad_scale, found_inf):
         return
+    inputs = chain.inputs
     sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=launch.device)
     ops.run(
         "prologue",
         matrices.grads,
         matrices.momenta,
-        _unbind(chain.inputs),
+        _unbind(inputs),
         sumsq,
         momentum=group["momentum"],
         nesterov=group["nesterov"],
@@ -52,12 +53,12 @@ def step_wave(
     norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
     lr, weight_decay, scales = _rate(group, launch), group["weight_decay"], launch.scales
     if chain.factored:
-        left, right = chain.factors(chain.inputs, sumsq, **norm)
+        left, right = chain.factors(inputs, sumsq, **norm)
         ops.gemm_apply(
             left, right, matrices.params, lr=lr, weight_decay=weight_decay, scales=scales, found_inf=found_inf
         )
         return
-    orthogonal = chain.run(chain.inputs, sumsq, **norm)
+    orthogonal = chain.run(inputs, sumsq, **norm)
     if group["normalizer"] is not None:
         orthogonal = group["normalizer"].run(orthogonal, matrices.moments, found_inf)
     if group["weight_decay_rule"] == "cautious":

@@ -349,20 +349,26 @@ def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch)
         assert torch.equal(one, other)
 
 
-def test_waves_that_are_not_whole():
+@pytest.mark.parametrize(
+    ("param", "options"),
+    [
+        (torch.randn(12, 8).mT, {}),
+        (torch.randn(8, 12, dtype=torch.float16), {}),
+        (torch.randn(8, 12), {"weight_decay_rule": "cautious"}),
+        (torch.randn(8, 12), {"preconditioning": "aol", "ns_coefficients": "turbo", "ns_steps": 4}),
+    ],
+    ids=["wide and transposed", "float16", "cautious", "aol"],
+)
+def test_waves_that_are_not_whole(param, options, monkeypatch):
     """What the last product cannot write, or what comes between the ops, goes op by op."""
-    transposed = nn.Parameter(torch.randn(12, 8).mT)
-    for param, options in (
-        (transposed, {}),
-        (nn.Parameter(torch.randn(8, 12, dtype=torch.float16)), {}),
-        (nn.Parameter(torch.randn(8, 12)), {"weight_decay_rule": "cautious"}),
-        (nn.Parameter(torch.randn(8, 12)), {"preconditioning": "aol", "ns_coefficients": "turbo", "ns_steps": 4}),
-    ):
-        results = []
-        for backend in ("reference", "cuda"):
-            p = nn.Parameter(param.detach().clone())
-            p.grad = torch.ones_like(p).tril()
-            with use_backend(backend):
-                Muon([p], lr=0.1, compute_dtype=torch.float16, **options).step()
-            results.append(p.detach())
-        torch.testing.assert_close(*results, rtol=0, atol=4e-3)
+    results, calls = [], []
+    run_op = ops.run
+    monkeypatch.setattr(ops, "run", lambda name, *args, **kwargs: calls.append(name) or run_op(name, *args, **kwargs))
+    for backend in ("reference", "cuda"):
+        p = nn.Parameter(param.detach().clone())
+        p.grad = torch.ones_like(p).tril()
+        with use_backend(backend):
+            Muon([p], lr=0.1, compute_dtype=torch.float16, **options).step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results, rtol=0, atol=4e-3)
+    assert calls.count("prologue") == 2

@@ -10,6 +10,7 @@ from optimizers import make_params, set_grads
 
 import muon_kernels.schedule
 from muon_kernels import Muon, extension
+from muon_kernels.variants import Int8Momentum
 
 SHAPES = [(12, 8), (8, 12), (12, 8)]
 
@@ -76,6 +77,26 @@ def test_an_option_that_changes_between_steps(optimizer, name, value):
     step(optimizer, 1)
     for p, other, before in zip(params_of(optimizer), expected, unchanged, strict=True):
         assert torch.equal(p, other) and not torch.equal(p, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "times"),
+    [
+        ("ns_steps", 3, 2),
+        ("ns_coefficients", "polar_express", 2),
+        ("method", "squaring", 2),
+        ("adjust_lr_fn", "match_rms_adamw", 2),
+        ("compute_dtype", torch.float64, 2),
+        ("momentum_store", Int8Momentum(), 2),
+        ("lr", 0.5, 1),
+        ("momentum", 0.5, 1),
+    ],
+)
+def test_what_waves_are_planned_anew_for(optimizer, planned, name, value, times):
+    step(optimizer)
+    optimizer.param_groups[0][name] = value
+    step(optimizer)
+    assert len(planned) == times
 
 
 def test_gradients_that_come_and_go(optimizer, planned):
