@@ -84,10 +84,12 @@ class PCNetwork(nn.Module):
 
     def energy(self, x: Tensor, y: Tensor, z: Tensor, penalties: Penalties = Penalties()) -> Tensor:
         """The energy of hidden activities z [hidden, batch, width], mean over the batch."""
-        total = (z[0] - self.predict(0, x)).square().sum() + (y - self.predict(len(z), z[-1])).square().sum()
-        if len(z) > 1:
+        below, top = z.split([len(z) - 1, 1])
+        predictions = [self.predict(0, x)[None]]
+        if len(below):
             # Given z the layers do not wait for each other, and those between hidden layers are alike: one product.
-            total = total + (z[1:] - self._map(1, torch.stack([*self.weights[1:-1]]), z[:-1])).square().sum()
+            predictions.append(self._map(1, torch.stack([*self.weights[1:-1]]), below))
+        total = (z - torch.cat(predictions)).square().sum() + (y - self.predict(len(z), top)).square().sum()
         total = total / 2 / len(x)
         if penalties.activity_decay:
             total = total + penalties.activity_decay / 2 * z.square().sum() / len(x)
