@@ -21,8 +21,8 @@ CHOSEN = ("method", "optimizer", "rate")
 class Settings:
     """How large the experiment is: rates are tried in short runs of one seed, then the best takes the long ones."""
 
-    width: int = 48
-    hidden: int = 12
+    width: int = 64
+    hidden: int = 16
     iterations: int = 1000
     short: int = 300
     test_every: int = 100
