@@ -69,9 +69,7 @@ class PCNetwork(nn.Module):
 
     def predict(self, layer: int, z: Tensor) -> Tensor:
         """The prediction [batch, rows] of a layer's activity from the one below (the input for layer 0)."""
-        phi = ACTIVATIONS[self.activation] if layer else ACTIVATIONS["linear"]
-        prediction = phi(z) @ (self.scales[layer] * self.weights[layer]).mT
-        return prediction + z if self._has_skip(layer) else prediction
+        return self._map(layer, self.weights[layer], z)
 
     def states(self, x: Tensor) -> list[Tensor]:
         """The activity of every layer in a feed-forward pass; the last is the output."""
@@ -84,14 +82,17 @@ class PCNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.states(x)[-1]
 
-    def energy(self, x: Tensor, y: Tensor, z: list[Tensor], penalties: Penalties = Penalties()) -> Tensor:
-        """The energy of hidden activities z (one [batch, width] a hidden layer), mean over the batch."""
-        below, above = [x, *z], [*z, y]
-        errors = (a - self.predict(layer, b) for layer, (b, a) in enumerate(zip(below, above, strict=True)))
-        total = sum((error.square().sum() for error in errors), torch.zeros((), dtype=x.dtype, device=x.device)) / 2
-        total = total / len(x)
+    def energy(self, x: Tensor, y: Tensor, z: Tensor, penalties: Penalties = Penalties()) -> Tensor:
+        """The energy of hidden activities z [hidden, batch, width], mean over the batch."""
+        below, top = z.split([len(z) - 1, 1])
+        predictions = [self.predict(0, x)[None]]
+        if len(below):
+            # Given z the layers do not wait for each other, and those between hidden layers are alike: one product.
+            predictions.append(self._map(1, torch.stack([*self.weights[1:-1]]), below))
+        total = (z - torch.cat(predictions)).square().sum() + (y - self.predict(len(z), top)).square().sum()
+        total = total / 2 / len(x)
         if penalties.activity_decay:
-            total = total + penalties.activity_decay / 2 * sum(s.square().sum() for s in z) / len(x)
+            total = total + penalties.activity_decay / 2 * z.square().sum() / len(x)
         for weight in self.weights:
             if penalties.weight_decay:
                 total = total + penalties.weight_decay / 2 * weight.square().sum()
@@ -109,16 +110,15 @@ class PCNetwork(nn.Module):
         lr: float,
         method: str = "gd",
         penalties: Penalties = Penalties(),
-    ) -> list[Tensor]:
+    ) -> Tensor:
         """Hidden activities after `steps` steps of gradient descent ("gd") or "adam" on each sample's own energy."""
-        z = [state.detach().requires_grad_() for state in self.states(x)[:-1]]
-        optimizer = torch.optim.SGD(z, lr) if method == "gd" else torch.optim.Adam(z, lr)
+        z = torch.stack(self.states(x)[:-1]).detach().requires_grad_()
+        optimizer = torch.optim.SGD([z], lr) if method == "gd" else torch.optim.Adam([z], lr)
         for _ in range(steps):
             energy = self.energy(x, y, z, penalties) * len(x)
-            for state, gradient in zip(z, torch.autograd.grad(energy, z), strict=True):
-                state.grad = gradient
+            (z.grad,) = torch.autograd.grad(energy, z)
             optimizer.step()
-        return [state.detach() for state in z]
+        return z.detach()
 
     def equilibrium_energy(self, x: Tensor, y: Tensor) -> Tensor:
         """The energy's minimum over z for a linear network: mean r^T S^-1 r / 2, r = y - forward(x).
@@ -138,6 +138,12 @@ class PCNetwork(nn.Module):
             product = product @ matrix
             s = s + product @ product.mT
         return (residual * torch.linalg.solve(s, residual.mT).mT).sum() / 2 / len(x)
+
+    def _map(self, layer: int, weight: Tensor, z: Tensor) -> Tensor:
+        """What a layer with this weight makes of z; both may be stacks of several layers with its scale and skip."""
+        phi = ACTIVATIONS[self.activation] if layer else ACTIVATIONS["linear"]
+        prediction = phi(z) @ (self.scales[layer] * weight).mT
+        return prediction + z if self._has_skip(layer) else prediction
 
     def _has_skip(self, layer: int) -> bool:
         return self.skips and 0 < layer < len(self.weights) - 1

@@ -89,21 +89,27 @@ def train(cell: Cell, splits: tuple[Split, Split]) -> Row:
             if math.isfinite(loss) and math.isfinite(energy.item()):
                 row["loss"].append(loss)
                 row["energy"].append(energy.item())
-            reached = accuracy(net, test)
-            if learned_nothing(loss, reached):
+            correct = accuracy(net, test)
+            if learned_nothing(loss, correct):
                 break
-            row["accuracy"].append(reached)
+            row["accuracy"].append(correct)
     return row
 
 
 def activity_eigenvalues(net: PCNetwork, x: Tensor, y: Tensor) -> Tensor:
     """Eigenvalues of the energy's Hessian in the hidden activities of one sample, at the feed-forward state."""
-    return hessian_eigenvalues(lambda *z: net.energy(x, y, list(z)), *net.states(x)[:-1])
+    return hessian_eigenvalues(lambda *z: net.energy(x, y, torch.stack(z)), *net.states(x)[:-1])
+
+
+def reached(row: Row) -> float:
+    """The last accuracy; chance for a run that was stopped."""
+    whole = len(row["accuracy"]) == row["iterations"] // row["test_every"]
+    return row["accuracy"][-1] if whole else CHANCE
 
 
 def last_accuracy(rows: list[Row]) -> float:
     """Mean over seeds of the last accuracies; a run that was stopped counts as chance."""
-    return sum(_reached(row) for row in rows) / len(rows)
+    return sum(map(reached, rows)) / len(rows)
 
 
 def best(rows: list[Row], *keys: str) -> list[Row]:
@@ -111,8 +117,3 @@ def best(rows: list[Row], *keys: str) -> list[Row]:
     settings = {tuple(row[key] for key in keys): None for row in rows}
     choices = [chosen(rows, **dict(zip(keys, values, strict=True))) for values in settings]
     return max(choices, key=last_accuracy)
-
-
-def _reached(row: Row) -> float:
-    whole = len(row["accuracy"]) == row["iterations"] // row["test_every"]
-    return row["accuracy"][-1] if whole else CHANCE

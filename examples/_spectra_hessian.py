@@ -107,7 +107,7 @@ def draw_extremes(rows: list[Row], widths: tuple[int, ...], depths: tuple[int, .
 
 
 def _energy(net: PCNetwork, x: Tensor, *z: Tensor) -> Tensor:
-    return net.energy(x, x, list(z))
+    return net.energy(x, x, torch.stack(z))
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import _experiment
 import pc_energy
 import pc_inference
+import pc_long
 import pc_transfer
 import predictive_coding
 import pytest
@@ -92,7 +93,7 @@ def test_linear_hessians_in_closed_form_are_those_of_the_energy(skips: bool) -> 
     net = PCNetwork(5, 4, 3, 2, activation="linear", parametrisation="mupc", skips=skips).double()
     x, y = torch.randn(1, 5, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
     whole, diagonal, other = linear_hessian(net)
-    torch.testing.assert_close(whole, hessian(lambda *z: net.energy(x, y, list(z)), *net.states(x)[:-1]))
+    torch.testing.assert_close(whole, hessian(lambda *z: net.energy(x, y, torch.stack(z)), *net.states(x)[:-1]))
     torch.testing.assert_close(diagonal, torch.block_diag(*(diagonal[i : i + 4, i : i + 4] for i in (0, 4, 8))))
     torch.testing.assert_close(other, whole - diagonal)
     assert not any(other[i : i + 4, i : i + 4].any() for i in (0, 4, 8))
@@ -160,6 +161,10 @@ TINY: dict[Any, tuple[Any, tuple[str, ...]]] = {
     pc_transfer: (
         pc_transfer.Settings((2, 4), 1, (1, 2), 4, (0.01, 0.1), (0.1, 0.2), 4, 2),
         ("width", "depth", "accuracy"),
+    ),
+    pc_long: (
+        pc_long.Settings(4, 2, 4, 2, 2, 2, (0.01, 0.1)),
+        ("training",),
     ),
     pc_inference: (
         pc_inference.Settings(("tanh",), 4, (1, 2), (0.1,), 2, 4, 2),

@@ -40,7 +40,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 def activity_hessian_eigenvalues(net: PCNetwork, x: Tensor, y: Tensor) -> Tensor:
     states = net.states(x[:1])[:-1]
-    return hessian_eigenvalues(lambda *z: net.energy(x[:1], y[:1], list(z)), *states)
+    return hessian_eigenvalues(lambda *z: net.energy(x[:1], y[:1], torch.stack(z)), *states)
 
 
 @pytest.mark.parametrize("line", GOLDEN.strip().splitlines(), ids=lambda line: "-".join(line.split()[:3]))
@@ -50,7 +50,7 @@ def test_golden(line: str) -> None:
     net = network(activation, parametrisation, skips == "yes")
     x, y = data()
     loss = half_squared_error(net(x), y).item()
-    assert net.energy(x, y, net.states(x)[:-1]).item() == pytest.approx(loss, rel=1e-12)
+    assert net.energy(x, y, torch.stack(net.states(x)[:-1])).item() == pytest.approx(loss, rel=1e-12)
     values = activity_hessian_eigenvalues(net, x, y)
     found = [loss, values[0].item(), values[-1].item(), abs(values[-1] / values[0]).item()]
     if activation == "linear":
@@ -60,12 +60,27 @@ def test_golden(line: str) -> None:
     assert len(found) == len(wanted)
 
 
+@pytest.mark.parametrize("hidden", [1, 2, 4])
+@pytest.mark.parametrize("skips", [False, True])
+def test_the_energy_is_that_of_layer_by_layer(skips: bool, hidden: int) -> None:
+    net = PCNetwork(5, 4, hidden, 2, activation="tanh", skips=skips).double()
+    x, y = data()
+    z = torch.randn(hidden, 3, 4, dtype=torch.float64)
+    wanted = (z[0] - x @ net.weights[0].mT / 5**0.5).square().sum() + (
+        y - z[-1].tanh() @ net.weights[-1].mT / 4
+    ).square().sum()
+    for layer in range(1, hidden):
+        prediction = z[layer - 1].tanh() @ net.weights[layer].mT / (4 * (hidden + 1 if skips else 1)) ** 0.5
+        wanted += (z[layer] - prediction - (z[layer - 1] if skips else 0)).square().sum()
+    torch.testing.assert_close(net.energy(x, y, z), wanted / 6)
+
+
 @pytest.mark.parametrize("skips", [False, True])
 def test_linear_hessian_has_the_blocks_of_theory(skips: bool) -> None:
     """Block (l, l) is I + B^T B for the layer's own prediction and the map B above it, block (l, l+1) is -B^T."""
     net = network("linear", "mupc", skips)
     x, y = data()
-    found = hessian(lambda *z: net.energy(x[:1], y[:1], list(z)), *net.states(x[:1])[:-1])
+    found = hessian(lambda *z: net.energy(x[:1], y[:1], torch.stack(z)), *net.states(x[:1])[:-1])
     eye = torch.eye(4, dtype=torch.float64)
     for layer in range(3):
         above = net.scales[layer + 1] * net.weights[layer + 1] + (eye if skips and layer < 2 else 0)
@@ -94,11 +109,11 @@ def test_inference_reaches_the_equilibrium(method: str, skips: bool) -> None:
 def test_penalties_are_what_they_say() -> None:
     net = network("tanh", "sp", True)
     x, y = data()
-    z = [torch.randn(3, 4, dtype=torch.float64) for _ in range(3)]
+    z = torch.randn(3, 3, 4, dtype=torch.float64)
     plain = net.energy(x, y, z)
     squares = sum(w.square().sum() for w in net.weights)
     eyes = sum((w.mT @ w - torch.eye(w.shape[1])).square().sum() for w in net.weights)
-    activities = sum(s.square().sum(1).mean() for s in z)
+    activities = z.square().sum((0, 2)).mean()
     torch.testing.assert_close(net.energy(x, y, z, Penalties(weight_decay=0.3)) - plain, 0.15 * squares)
     torch.testing.assert_close(net.energy(x, y, z, Penalties(spectral=0.3)) - plain, 0.15 * eyes)
     torch.testing.assert_close(net.energy(x, y, z, Penalties(activity_decay=0.3)) - plain, 0.15 * activities)

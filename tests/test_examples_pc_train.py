@@ -1,12 +1,19 @@
 """Runs of the predictive-coding network on images: learning, stopping, choosing, and the trends of its energy."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pc_energy
+import pc_long
 import pc_transfer
 import pytest
 import torch
+from _experiment import Experiment, parser
+from _mnist_read import DATASETS
 from _mnist_train import Split, prepare_splits
+from _pc_methods import METHODS, summary
 from _pc_network import PCNetwork
 from _pc_train import CHANCE, DEFAULTS, OPTIMIZERS, activity_eigenvalues, best, last_accuracy, network, train
 from digits import separable_digits
@@ -71,6 +78,38 @@ def test_the_best_settings_are_those_that_end_best() -> None:
     rows.append(common | {"rate": 0.1, "accuracy": []})
     assert last_accuracy([rows[0], rows[3]]) == pytest.approx((0.9 + CHANCE) / 2)
     assert best(rows, "rate") == [rows[2]]
+
+
+def test_long_runs_take_the_rates_that_were_best_in_short_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    best_rate = {("Muon", "pc"): 0.1, ("Adam", "pc"): 0.2, ("Muon", "bp"): 0.3, ("Adam", "bp"): 0.1}
+
+    def fake(cell: dict[str, Any], splits: Any) -> dict[str, Any]:
+        good = cell["rate"] == best_rate[cell["optimizer"], cell["method"]]
+        reached = 0.9 if good else 0.95 if cell["rate"] == 0.2 else 0.5
+        # 0.2 is ahead until it is stopped, which counts as chance.
+        records = cell["iterations"] // cell["test_every"] - (not good and cell["rate"] == 0.2)
+        return {"accuracy": [reached] * records, "loss": [1 / (t + 1) for t in range(records)]}
+
+    monkeypatch.setattr(pc_long, "train", fake)
+    options = parser("test", "test").parse_args(["--out", str(tmp_path), "--device", "cpu"])
+    settings = pc_long.Settings(iterations=40, short=20, test_every=10, rates=(0.1, 0.2, 0.3), seeds=2)
+    pc_long.run(Experiment("test", options, "a", "python x.py"), settings, separable_digits(20, 10))
+    cells = [json.loads(line)["cell"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    short, long = ([cell for cell in cells if cell["iterations"] == n] for n in (20, 40))
+    assert len(short) == 12 and len(long) == 8
+    assert {(cell["optimizer"], cell["method"], cell["rate"]) for cell in long} == {
+        (*key, rate) for key, rate in best_rate.items()
+    }
+    assert sorted(cell["seed"] for cell in long) == [0] * 4 + [1] * 4
+    assert all(cell["inference_steps"] == cell["hidden"] for cell in cells)
+    assert pc_long.FULL.keys() == DATASETS.keys()
+
+
+def test_the_summary_counts_a_stopped_run_as_chance() -> None:
+    cell = {"optimizer": "Muon", "rate": 0.1, "iterations": 20, "test_every": 10} | METHODS["muPC"]
+    assert "Muon, muPC              lr 0.1: 50.00±40.00" in summary(
+        [cell | {"accuracy": a} for a in ([0.5, 0.9], [0.8])]
+    )
 
 
 def test_condition_numbers_and_ratios_at_the_start() -> None:
