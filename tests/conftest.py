@@ -54,6 +54,12 @@ def huge_tensors():
     torch.cuda.empty_cache()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """These matrices are too small to share: a second thread mostly waits, for long where other work has the core."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_random_state(request):
     """Reproducible, but different for every test, whatever order they run in."""
@@ -78,12 +84,3 @@ def ranks(tmp_path_factory):
     yield pool
     for started in pools.values():
         started.close()
-
-
-@pytest.fixture
-def one_thread():
-    """As the examples' commands set it on a CPU, which is why it is restored here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -23,8 +23,6 @@ from _data import DataError
 from _gpt import Gpt, Shape, rotary_tables, rotate
 from torch import nn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 SMALLEST = Preset(Shape(2, 32, 2, 16), 8, 20, 4, 16)
 WORDS = b"the quick brown fox jumps over the lazy dog; "

@@ -8,8 +8,6 @@ import pytest
 from _charlm_presets import Preset
 from _gpt import Shape
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Seconds:
     """A clock that reads 2 ms for plain steps and 5 ms for every second one, which is recorded."""

@@ -1,10 +1,7 @@
 """The example of convolutions: where each parameter goes in either layout, and that all optimizers learn."""
 
 import conv_net
-import pytest
 from digits import separable_digits
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_learns_and_explains(monkeypatch, capsys):

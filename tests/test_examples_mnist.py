@@ -23,7 +23,6 @@ from digits import separable_digits
 from matplotlib.axes import Axes
 from torch import nn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 DTYPES = (torch.bfloat16, torch.float32)
 

@@ -20,7 +20,6 @@ from digits import separable_digits
 
 from muon_kernels.diagnostics import condition_number
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SMALL = DEFAULTS | {
     "width": 16,
