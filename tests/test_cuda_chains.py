@@ -39,18 +39,18 @@ def filled(groups, method, dtype, rows="original"):
     xs = [(x / x.norm(dim=(1, 2), keepdim=True)).to(dtype) for x in xs]
 
     def fill():
-        poison(chain._workspace)
-        for buffer, x in zip(chain._plan.normalised, xs, strict=True):
-            view(chain._workspace, buffer).copy_(x)
+        poison(chain.workspace)
+        for buffer, x in zip(chain.plan.normalised, xs, strict=True):
+            view(chain.workspace, buffer).copy_(x)
 
     fill()
     return chain, fill
 
 
 def run(chain, op=ops.chains):
-    op(chain._workspace, chain._plan.program)
-    buffers = (*chain._plan.factors, *chain._plan.xs)
-    return [view(chain._workspace, buffer).clone() for buffer in buffers if buffer is not None]
+    op(chain.workspace, chain.plan.program)
+    buffers = (*chain.plan.factors, *chain.plan.xs)
+    return [view(chain.workspace, buffer).clone() for buffer in buffers if buffer is not None]
 
 
 def result(chain):
@@ -114,7 +114,7 @@ def test_errs_no_more_than_plain_torch(preset, method, shape):
 def test_a_matrix_has_the_same_bits_alone_and_in_company():
     chain, _ = filled([(9, 256, 640), (4, 128, 128)], "auto", torch.float16)
     alone, _ = filled([(1, 256, 640)], "auto", torch.float16)
-    view(alone._workspace, alone._plan.normalised[0])[0].copy_(view(chain._workspace, chain._plan.normalised[0])[5])
+    view(alone.workspace, alone.plan.normalised[0])[0].copy_(view(chain.workspace, chain.plan.normalised[0])[5])
     with use_backend("cuda"):
         assert torch.equal(run(alone)[0][0], run(chain)[0][5])
 

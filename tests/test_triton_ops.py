@@ -354,12 +354,12 @@ def test_chains_have_the_bits_of_product_after_product(method, monkeypatch):
     for op in (product_by_product, ops.chains, ops.chains):
         options = {"method": method, "compute_dtype": torch.float16, "device": torch.device(DEVICE)}
         chain = Orthogonalizer(groups, rows, factored=True, **options)
-        poison(chain._workspace)
-        for buffer, x in zip(chain._plan.normalised, xs, strict=True):
-            view(chain._workspace, buffer).copy_(x / x.norm(dim=(1, 2), keepdim=True))
-        op(chain._workspace, chain._plan.program)
-        buffers = (*chain._plan.factors, *chain._plan.xs)
-        results = [view(chain._workspace, buffer) for buffer in buffers if buffer is not None]
+        poison(chain.workspace)
+        for buffer, x in zip(chain.plan.normalised, xs, strict=True):
+            view(chain.workspace, buffer).copy_(x / x.norm(dim=(1, 2), keepdim=True))
+        op(chain.workspace, chain.plan.program)
+        buffers = (*chain.plan.factors, *chain.plan.xs)
+        results = [view(chain.workspace, buffer) for buffer in buffers if buffer is not None]
         expected = expected or results
         assert all(
             torch.equal(one, other) and one.isfinite().all() for one, other in zip(results, expected, strict=True)
@@ -379,5 +379,5 @@ def test_chains_advance_in_step(monkeypatch):
     rows = resolve_coefficients("original", 5)
     options = {"method": "gram", "compute_dtype": torch.float16, "device": torch.device(DEVICE)}
     chain = Orthogonalizer(groups, rows, factored=True, **options)
-    ops.chains(chain._workspace, chain._plan.program)
+    ops.chains(chain.workspace, chain.plan.program)
     assert sorted(launch.arguments["ENTRIES"] for launch in launched) == [1] * 6 + [2] * 14
