@@ -7,7 +7,7 @@ from test_ops import calls
 from torch import nn
 
 import muon_kernels
-from muon_kernels import Muon, orthogonalize, param_groups_for
+from muon_kernels import Muon, ops, orthogonalize, param_groups_for
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import resolve_method
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, polynomial_oracle
@@ -284,6 +284,27 @@ def test_another_device_than_the_current_one():
     expected = run_gpu(Muon(gpu_params(), lr=0.1), 2)
     actual = run_gpu(Muon(gpu_params(device="cuda:1"), lr=0.1), 2)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "squaring"}, {"layout": "rows:1", "max_workspace_bytes": 1}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch):
+    whole = ops.whole
+    taken = []
+
+    def spy(name, lists):
+        step = whole(name, lists)
+        taken.append(step is not None)
+        return step
+
+    results = []
+    for chosen in (spy, lambda name, lists: None):
+        monkeypatch.setattr(ops, "whole", chosen)
+        results.append(run_gpu(Muon(gpu_params(dtype), lr=0.1, **options), 3))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert set(taken) == {torch.cuda.get_device_capability() == (9, 0)}
 
 
 def test_waves_bound_the_memory():
