@@ -61,7 +61,8 @@ struct Prologue {
     items.reserve(grads.size());
     for (size_t i = 0; i < grads.size(); ++i) {
       const auto [rows, cols, views] =
-          as_matrices<3>({read_tensor(grads[i]), read_tensor(momenta[i]), read_tensor(outs[i])});
+          as_matrices<3>({read_tensor(grads[i]), read_tensor(momenta[i]), read_tensor(outs[i])},
+                         "grads, momenta and outs", i);
       items.push_back({rows, cols, views[0], views[1], views[2]});
     }
   }
@@ -148,7 +149,8 @@ void apply(const py::list& params, const py::list& updates, const std::vector<do
   std::vector<ApplyItem> items;
   items.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    const auto [rows, cols, views] = as_matrices<2>({read_tensor(params[i]), read_tensor(updates[i])});
+    const auto [rows, cols, views] =
+        as_matrices<2>({read_tensor(params[i]), read_tensor(updates[i])}, "params and updates", i);
     items.push_back({rows, cols, views[0], views[1], scales.at(i)});
   }
   const ApplyArgs args{common_dtype(params),

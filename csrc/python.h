@@ -1,10 +1,11 @@
 // What the bindings share: tensors, addresses and errors between Python and api.h.
 //
-// Tensors are read without torch's headers and without the time that their attributes take in Python: through the C functions
-// that torch.Tensor offers as `__dlpack_c_exchange_api__` (torch 2.10 and later). The structs are those of DLPack 1,
-// https://dmlc.github.io/dlpack/latest/c_api.html, as far as they are used.
+// Tensors are read without torch's headers and without the time that their attributes take in Python: through the C
+// functions that torch.Tensor offers as `__dlpack_c_exchange_api__` (torch 2.10 and later). The structs are those of
+// DLPack 1, https://dmlc.github.io/dlpack/latest/c_api.html, as far as they are used.
 #pragma once
 
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -59,7 +60,8 @@ struct ExchangeApi {
 };
 
 inline const ExchangeApi& exchange_api() {
-  static const ExchangeApi* const api = [] {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<const ExchangeApi*> kept;
+  kept.call_once_and_store_result([] {
     const py::object offered = py::module_::import("torch").attr("Tensor").attr("__dlpack_c_exchange_api__");
     const auto* found = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(offered.ptr(), "dlpack_exchange_api"));
     if (!found) throw py::error_already_set();
@@ -68,8 +70,8 @@ inline const ExchangeApi& exchange_api() {
                                ", expected 1");
     }
     return found;
-  }();
-  return *api;
+  });
+  return *kept.get_stored();
 }
 
 }  // namespace dlpack
@@ -116,9 +118,9 @@ struct Matrices {
 };
 
 // Dimensions are dropped (size 1), sorted (by the first tensor's strides) and merged where that is possible for all
-// tensors at once: the order of elements is kept between the tensors, not within.
+// tensors at once: the order of elements is kept between the tensors, not within. An error says `names` and `index`.
 template <size_t N>
-Matrices<N> as_matrices(const std::array<dlpack::Tensor, N>& tensors) {
+Matrices<N> as_matrices(const std::array<dlpack::Tensor, N>& tensors, const char* names, size_t index) {
   struct Dim {
     int64_t size;
     std::array<int64_t, N> strides;
@@ -147,14 +149,16 @@ Matrices<N> as_matrices(const std::array<dlpack::Tensor, N>& tensors) {
   }
   const bool empty = std::any_of(dims, dims + merged, [](const Dim& dim) { return dim.size == 0; });
   if (merged > 2 && !empty) {
-    throw py::value_error("tensors must merge into at most two dimensions, got strides " + strides_of(tensors));
+    throw py::value_error(std::string(names) + " at index " + std::to_string(index) +
+                          " must merge into at most two dimensions, got strides " + strides_of(tensors));
   }
-  const Dim none{1, {}};
-  const Dim& inner = merged > 0 ? dims[merged - 1] : none;
-  const Dim& outer = merged > 1 ? dims[0] : none;
+  Dim inner{1, {}}, outer{1, {}};
+  if (merged > 0) inner = dims[merged - 1];
+  if (merged > 1) outer = dims[0];
   Matrices<N> found{empty ? 1 : outer.size, empty ? 0 : inner.size, {}};
   for (size_t t = 0; t < N; ++t) {
-    found.views[t] = {data_of(tensors[t]), outer.strides[t], inner.strides[t]};
+    const int64_t row_stride = merged > 1 ? outer.strides[t] : inner.size * inner.strides[t];
+    found.views[t] = {data_of(tensors[t]), row_stride, inner.strides[t]};
   }
   return found;
 }

@@ -120,7 +120,8 @@ class WaveStep {
     out.ndim = 2;
     out.shape = shape;
     out.strides = strides;
-    const auto [rows, cols, views] = as_matrices<3>({read_tensor(grads[n]), read_tensor(momenta[n]), out});
+    const auto [rows, cols, views] =
+        as_matrices<3>({read_tensor(grads[n]), read_tensor(momenta[n]), out}, "grads and momenta", n);
     matrices_.push_back({rows, cols, views[0], views[1], views[2]});
     const dlpack::Tensor param = read_tensor(params[n]);
     params_.push_back({data_of(param), param.strides[0], param.strides[1]});

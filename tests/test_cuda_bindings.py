@@ -293,6 +293,13 @@ def test_whole_steps(dtype, options):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-3 if dtype == torch.float32 else 1e-2)
 
 
+def test_dimensions_that_do_not_merge_are_named():
+    grads, momenta, outs = ([torch.zeros(2), torch.zeros(8, 8, 8)[:4, :4, :4]] for _ in range(3))
+    message = r"grads, momenta and outs at index 1 must merge into at most two dimensions, got strides \(64, 8, 1\), "
+    with use_backend("cuda"), pytest.raises(ValueError, match=message):
+        ops.prologue(grads, momenta, outs, torch.empty(2, dtype=torch.float64), momentum=0.5)
+
+
 def test_what_the_kernels_refuse_is_named():
     x = [nn.Parameter(torch.randn(4, 4, dtype=torch.float64))]
     with use_backend("cuda"), pytest.raises(RuntimeError, match="no CUDA kernel for torch.float64"):
