@@ -11,6 +11,7 @@ import subprocess
 import sysconfig
 from types import SimpleNamespace
 
+import kernel_fuzz
 import pytest
 import torch
 from cases import LAYOUTS, SHAPES, assert_descriptions_differ, in_layout
@@ -379,3 +380,8 @@ def test_waves_that_are_not_whole(param, options, monkeypatch):
         results.append(p.detach())
     torch.testing.assert_close(*results, rtol=0, atol=4e-3)
     assert calls.count("prologue") == 2
+
+
+def test_random_calls():
+    counts = kernel_fuzz.run(0, 120, "cpu", "cuda")
+    assert len(counts) == 7

@@ -1,5 +1,6 @@
 """The optimizer and `orthogonalize` on a GPU: the CPU's results, capture, devices, and who ran."""
 
+import kernel_fuzz
 import pytest
 import torch
 from optimizers import make_params, set_grads
@@ -305,6 +306,12 @@ def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch)
         results.append(run_gpu(Muon(gpu_params(dtype), lr=0.1, **options), 3))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert set(taken) == {torch.cuda.get_device_capability() == (9, 0)}
+
+
+def test_random_calls():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    kernel_fuzz.run(0, 300, "cuda", "cuda")
 
 
 def test_waves_bound_the_memory():
