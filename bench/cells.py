@@ -61,6 +61,7 @@ class OpCell:
 MODELS: dict[str, list[Shape]] = {
     "gpt2": 12 * (4 * [(768, 768)] + [(3072, 768), (768, 3072)]),
     "llama1b": 16 * (2 * [(2048, 2048)] + 2 * [(512, 2048)] + 2 * [(8192, 2048)] + [(2048, 8192)]),
+    "kimi-k2": 216 * [(2048, 7168)] + [(7168, 18432)],  # what gram-newton-schulz is shown on
     "tiny": 2 * [(32, 32)] + [(64, 32), (32, 64)],
 }
 
@@ -85,6 +86,7 @@ STEP = [
     StepCell("llama1b", torch.bfloat16),
     StepCell("gpt2", torch.bfloat16),
     StepCell("llama1b", torch.float32),
+    StepCell("kimi-k2", torch.bfloat16),
 ]
 
 PRODUCTS = ("gram", "polynomial", "final")
