@@ -46,14 +46,18 @@ def check_rates(options: dict[str, Any]) -> None:
     """Raises TypeError or ValueError for lr or weight_decay out of its range."""
     for name in ("lr", "weight_decay"):
         _check_number(name, options[name])
-    lr = options["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
+    check_lr(options["lr"])
     for name in ("lr", "weight_decay"):
         # A tensor on a device is not read here: that would wait for the device.
         value = options[name]
         if not (isinstance(value, Tensor) and value.device.type != "cpu") and not 0.0 <= float(value) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+
+
+def check_lr(lr: float | Tensor) -> None:
+    """Raises ValueError for a tensor of more than one element."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
 
 
 def check_muon(options: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import auxiliary
 from .buckets import Bucket, fill_bucket, open_bucket
-from .checks import check_common, check_muon, check_shared, with_dtypes
+from .checks import check_common, check_lr, check_muon, check_shared, with_dtypes
 from .coefficients import ORIGINAL, Coefficients, freeze_coefficients
 from .distributed.dtensors import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
@@ -264,6 +264,7 @@ class Muon(ExactStateOptimizer):
             for number, (group, params) in enumerate(work):
                 self._schedule.check_grads(number, params)
                 check_rounded(group["rounding"], params)
+                check_lr(group["lr"])
                 if group["use_muon"]:
                     check_muon(group)
 

@@ -82,7 +82,8 @@ class Schedule:
         owners: list[Tensor],
         max_bytes: Callable[[torch.device], int],
     ) -> list[Launch]:
-        """
+        """What of a group runs together in the coming step, one after the other.
+
         Args:
             number: of the group.
             bucket, owners: of the coming step, as `fill_bucket` returns them.
@@ -170,9 +171,11 @@ def _scheduled(
 
 def _check(bucket: Bucket) -> None:
     """Raises ValueError for a momentum that is not like its parameter (gradients have been checked)."""
+    coded = bool(bucket.absmax)
     for p, momentum in zip(bucket.params, bucket.momenta, strict=True):
-        if momentum.shape != p.shape or momentum.device != p.device:
+        like = momentum.shape == p.shape and momentum.device == p.device
+        if not like or not (coded or momentum.is_floating_point()):
             raise ValueError(
-                f"a momentum must be like its parameter ({list(p.shape)} on {p.device}), "
-                f"got {list(momentum.shape)} on {momentum.device}"
+                f"a momentum must be like its parameter ({list(p.shape)} on {p.device}) and floating point, "
+                f"got {momentum.dtype} {list(momentum.shape)} on {momentum.device}"
             )

@@ -385,3 +385,16 @@ def test_waves_that_are_not_whole(param, options, monkeypatch):
 def test_random_calls():
     counts = kernel_fuzz.run(0, 120, "cpu", "cuda")
     assert len(counts) == 7
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), torch.ones(1, dtype=torch.float64)], ids=["two", "float64"])
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+def test_scalars_that_do_not_fit_change_nothing(name, value):
+    (p,) = params = make_params(torch.float32, [(8, 12)])
+    optimizer = Muon(params, lr=0.1, compute_dtype=torch.float16)
+    set_grads(params, 0)
+    setattr(optimizer, name, value)
+    before = p.detach().clone()
+    with use_backend("cuda"), pytest.raises(ValueError, match=f"{name} must be one float32 on cpu"):
+        optimizer.step()
+    assert torch.equal(p, before) and not optimizer.state[p]["momentum_buffer"].any()

@@ -128,7 +128,11 @@ def test_parameters_whose_data_were_replaced(optimizer, planned):
     assert all(torch.equal(a, b) for a, b in zip(params_of(optimizer), expected, strict=True))
 
 
-@pytest.mark.parametrize("momentum", [torch.zeros(8, 12), torch.zeros(12, 9), torch.zeros(96)], ids=str)
+@pytest.mark.parametrize(
+    "momentum",
+    [torch.zeros(8, 12), torch.zeros(12, 9), torch.zeros(96), torch.zeros(12, 8, dtype=torch.int8)],
+    ids=lambda m: f"{m.dtype}{list(m.shape)}",
+)
 def test_a_momentum_that_is_not_like_its_parameter(optimizer, momentum):
     step(optimizer)
     optimizer.state[params_of(optimizer)[2]]["momentum_buffer"] = momentum
@@ -139,6 +143,15 @@ def test_a_momentum_that_is_not_like_its_parameter(optimizer, momentum):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(params_of(optimizer), before, strict=True))
     assert torch.equal(optimizer.state[params_of(optimizer)[0]]["momentum_buffer"], kept)
+
+
+def test_a_learning_rate_of_several_elements(optimizer):
+    step(optimizer)
+    before = [p.detach().clone() for p in params_of(optimizer)]
+    optimizer.param_groups[0]["lr"] = torch.tensor([0.1, 0.2])
+    with pytest.raises(ValueError, match=r"lr must be a float or a one-element tensor, got shape \[2\]"):
+        step(optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(params_of(optimizer), before, strict=True))
 
 
 def test_a_bad_gradient_after_good_ones(optimizer):

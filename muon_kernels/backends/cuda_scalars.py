@@ -10,11 +10,12 @@ Step = tuple[float, float, int, bool, int]
 
 
 def address(name: str, value: Tensor | None, device: torch.device) -> int:
-    """Of a float32 on `device`, or 0 for None."""
+    """Of one float32 on `device`, or 0 for None."""
     if value is None:
         return 0
-    if value.dtype != torch.float32 or value.device != device:
-        raise ValueError(f"{name} must be float32 on {device}, got {value.dtype} on {value.device}")
+    if value.dtype != torch.float32 or value.device != device or value.numel() != 1:
+        got = f"{value.dtype} {list(value.shape)} on {value.device}"
+        raise ValueError(f"{name} must be one float32 on {device}, got {got}")
     return value.data_ptr()
 
 
