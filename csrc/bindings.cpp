@@ -71,15 +71,7 @@ struct Prologue {
 
   void launch(double momentum, bool nesterov, bool ema, bool maximize, int64_t grad_scale, int64_t found_inf,
               int64_t sumsq, int64_t scratch, int64_t stream) {
-    args.momentum = static_cast<float>(momentum);
-    args.one_minus_momentum = static_cast<float>(1.0 - momentum);
-    args.nesterov = nesterov;
-    args.ema = ema;
-    args.maximize = maximize;
-    args.grad_scale = pointer<const float>(grad_scale);
-    args.found_inf = pointer<const float>(found_inf);
-    args.sumsq = pointer<double>(sumsq);
-    args.partials = pointer<double>(scratch);
+    set_prologue(args, momentum, nesterov, ema, maximize, grad_scale, found_inf, sumsq, scratch);
     check(launch_prologue(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
   }
 
@@ -153,13 +145,8 @@ void apply(const py::list& params, const py::list& updates, const std::vector<do
         as_matrices<2>({read_tensor(params[i]), read_tensor(updates[i])}, "params and updates", i);
     items.push_back({rows, cols, views[0], views[1], scales.at(i)});
   }
-  const ApplyArgs args{common_dtype(params),
-                       common_dtype(updates),
-                       weight_decay,
-                       lr,
-                       pointer<const void>(lr_device),
-                       lr_device_float64,
-                       pointer<const float>(found_inf)};
+  const ApplyArgs args = apply_args(common_dtype(params), common_dtype(updates), weight_decay, lr, lr_device,
+                                    lr_device_float64, found_inf);
   check(launch_apply(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
 }
 
@@ -224,13 +211,8 @@ void bind_products(py::module_& m) {
                            scales.data() + first, static_cast<float>(alpha)});
           first += static_cast<size_t>(f[0]);
         }
-        const ApplyArgs args{static_cast<DType>(param_dtype),
-                             DType::kFloat16,
-                             weight_decay,
-                             lr,
-                             pointer<const void>(lr_device),
-                             lr_device_float64,
-                             pointer<const float>(found_inf)};
+        const ApplyArgs args = apply_args(static_cast<DType>(param_dtype), DType::kFloat16, weight_decay, lr, lr_device,
+                                          lr_device_float64, found_inf);
         check(launch_gemm_apply_sm90(items.data(), static_cast<int64_t>(items.size()), args, overwrite,
                                      stream_of(stream)));
       },

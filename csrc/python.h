@@ -96,6 +96,26 @@ inline DType common_dtype(const py::list& tensors) { return dtype_of(read_tensor
 
 inline void* data_of(const dlpack::Tensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
 
+// Of everything but dtypes and items, in the order in which Python gives it.
+inline void set_prologue(PrologueArgs& args, double momentum, bool nesterov, bool ema, bool maximize, int64_t grad_scale,
+                         int64_t found_inf, int64_t sumsq, int64_t partials) {
+  args.momentum = static_cast<float>(momentum);
+  args.one_minus_momentum = static_cast<float>(1.0 - momentum);
+  args.nesterov = nesterov;
+  args.ema = ema;
+  args.maximize = maximize;
+  args.grad_scale = pointer<const float>(grad_scale);
+  args.found_inf = pointer<const float>(found_inf);
+  args.sumsq = pointer<double>(sumsq);
+  args.partials = pointer<double>(partials);
+}
+
+inline ApplyArgs apply_args(DType param_dtype, DType update_dtype, double weight_decay, double lr, int64_t lr_device,
+                            bool lr_device_float64, int64_t found_inf) {
+  return {param_dtype,       update_dtype, weight_decay, lr, pointer<const void>(lr_device),
+          lr_device_float64, pointer<const float>(found_inf)};
+}
+
 constexpr int kMaxDims = 64;  // torch's own bound
 
 template <size_t N>

@@ -72,15 +72,7 @@ class WaveStep {
               double weight_decay, double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t sumsq,
               int64_t partials, int64_t stream_address) {
     const cudaStream_t stream = stream_of(stream_address);
-    prologue_.momentum = static_cast<float>(momentum);
-    prologue_.one_minus_momentum = static_cast<float>(1.0 - momentum);
-    prologue_.nesterov = nesterov;
-    prologue_.ema = true;
-    prologue_.maximize = maximize;
-    prologue_.grad_scale = pointer<const float>(grad_scale);
-    prologue_.found_inf = pointer<const float>(found_inf);
-    prologue_.sumsq = pointer<double>(sumsq);
-    prologue_.partials = pointer<double>(partials);
+    set_prologue(prologue_, momentum, nesterov, /*ema=*/true, maximize, grad_scale, found_inf, sumsq, partials);
     check(launch_prologue(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_, stream));
 
     std::vector<NormalizeItem> items;
@@ -100,13 +92,7 @@ class WaveStep {
 
     check(wave_.chains.launch(DType::kFloat16, workspace_, stream));
 
-    const ApplyArgs step{param_dtype_,
-                         DType::kFloat16,
-                         weight_decay,
-                         lr,
-                         pointer<const void>(lr_device),
-                         lr_device_float64,
-                         pointer<const float>(found_inf)};
+    const ApplyArgs step = apply_args(param_dtype_, DType::kFloat16, weight_decay, lr, lr_device, lr_device_float64, found_inf);
     check(launch_gemm_apply_sm90(products_.data(), static_cast<int64_t>(products_.size()), step, false, stream));
   }
 

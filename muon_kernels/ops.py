@@ -1,46 +1,20 @@
-"""Every op: its schema, its checked public function, its registration with torch.library.
+"""Every op as a function that checks its arguments.
 
 All ops write into tensors that the caller owns, return nothing and work on lists: one call serves a whole bucket.
 A *problem list* is a list of 3-D tensors [batch, rows, cols] whose entries may differ in shape and strides.
 Within a list all tensors have one dtype; all tensors of a call are on one device (scalars may be on the CPU).
-The schemas are the registered ops' (`torch.ops.muon_kernels.*`); who runs them is decided by `backends.select`.
+`muon_kernels.dispatch` runs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import backends
+from . import dispatch
 from .program import Program
-
-_LIBRARY = torch.library.Library("muon_kernels", "DEF")
-
-_SCHEMAS = {
-    "prologue": (
-        "(Tensor[] grads, Tensor(a!)[] momenta, Tensor(b!)[] outs, Tensor(c!) sumsq, *, float momentum, bool nesterov,"
-        " bool ema, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
-    ),
-    "sum_squares": "(Tensor[] xs, Tensor(a!) sumsq) -> ()",
-    "normalize": "(Tensor[] xs, Tensor sumsq, Tensor(a!)[] outs, *, float eps, float safety_factor) -> ()",
-    "symm_gemm": (
-        "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta, float delta) -> ()"
-    ),
-    "gemm_add": "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta) -> ()",
-    "gemm_apply": (
-        "(Tensor[] a, Tensor[] b, Tensor(c!)[] params, *, Tensor lr, float weight_decay, float[] scales,"
-        " Tensor? found_inf) -> ()"
-    ),
-    "chains": ("(Tensor(a!)[] workspace, *, int[] buffers, int[] products, float[] scalars, int[] chains) -> ()"),
-    "apply": (
-        "(Tensor(a!)[] params, Tensor[] updates, *, Tensor lr, float weight_decay, float[] scales,"
-        " Tensor? found_inf) -> ()"
-    ),
-}
 
 
 def prologue(
@@ -86,7 +60,7 @@ def prologue(
     _check_scalar("grad_scale", grad_scale)
     _check_scalar("found_inf", found_inf)
     if grads:
-        run(
+        dispatch.run(
             "prologue",
             grads,
             momenta,
@@ -112,7 +86,7 @@ def sum_squares(xs: Sequence[Tensor], sumsq: Tensor) -> None:
     _check_problems(xs=xs)
     _check_sumsq(sumsq, xs)
     if xs:
-        run("sum_squares", xs, sumsq)
+        dispatch.run("sum_squares", xs, sumsq)
 
 
 def normalize(
@@ -135,7 +109,7 @@ def normalize(
     _check_problems(xs=xs)
     _check_sumsq(sumsq, xs)
     if xs:
-        run("normalize", xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
+        dispatch.run("normalize", xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
 
 
 def symm_gemm(
@@ -164,7 +138,7 @@ def symm_gemm(
         if out.shape[1] != out.shape[2]:
             raise ValueError(f"outs[{i}] must hold square matrices, got {list(out.shape)}")
     if outs:
-        run("symm_gemm", a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
+        dispatch.run("symm_gemm", a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
 
 
 def gemm_add(
@@ -188,7 +162,7 @@ def gemm_add(
     """
     _check_gemm(a, b, c, outs)
     if outs:
-        run("gemm_add", a, b, c, outs, alpha=alpha, beta=beta)
+        dispatch.run("gemm_add", a, b, c, outs, alpha=alpha, beta=beta)
 
 
 def gemm_apply(
@@ -229,7 +203,7 @@ def gemm_apply(
             raise ValueError(f"params[{i}] must be {list(shape)}, got {list(param.shape)}")
     rate = _check_step(params, lr, scales, found_inf)
     if params:
-        run("gemm_apply", a, b, params, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
+        dispatch.run("gemm_apply", a, b, params, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
 
 
 def chains(workspace: Tensor, program: Program) -> None:
@@ -248,7 +222,7 @@ def chains(workspace: Tensor, program: Program) -> None:
         )
     _check_lists(workspace=[workspace])
     if program.products:
-        run(
+        dispatch.run(
             "chains",
             [workspace],
             buffers=program.buffers,
@@ -282,7 +256,7 @@ def apply(
     _check_same_shapes(params=params, updates=updates)
     rate = _check_step(params, lr, scales, found_inf)
     if params:
-        run("apply", params, updates, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
+        dispatch.run("apply", params, updates, lr=rate, weight_decay=weight_decay, scales=scales, found_inf=found_inf)
 
 
 def _check_step(
@@ -355,50 +329,3 @@ def _check_gemm(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor], o
 def _check_scalar(name: str, value: Tensor | None) -> None:
     if value is not None and value.numel() != 1:
         raise ValueError(f"{name} must have one element, got shape {list(value.shape)}")
-
-
-def run(name: str, *args: Any, **kwargs: Any) -> None:
-    """Runs a registered op with all arguments of its schema, unchecked: for lists that are known to fit.
-
-    The dispatcher copies every list of tensors twice (0.2 ms of a step of 72 matrices); where nobody listens, neither a
-    compiler nor a dispatch mode nor a tensor subclass, the backend is called at once.
-    """
-    lists = [list(arg) if type(arg) is not list else arg for arg in args if isinstance(arg, (list, tuple))]
-    if _unheard(lists):
-        _select_and_run(name, *(lists.pop(0) if isinstance(arg, (list, tuple)) else arg for arg in args), **kwargs)
-    else:
-        getattr(torch.ops.muon_kernels, name)(*args, **kwargs)
-
-
-def whole(name: str, lists: list[list[Tensor]]) -> Callable[..., bool] | None:
-    """What the first backend has that does the work of several ops in one call, or None; see `backends.whole`."""
-    return backends.whole(name, lists[0][0].device, lists) if _unheard(lists) else None
-
-
-def _unheard(lists: list[list[Tensor]]) -> bool:
-    """Whether neither a compiler nor a dispatch mode nor a tensor subclass listens."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and all(PLAIN.issuperset(map(type, tensors)) for tensors in lists)
-    )
-
-
-def _select_and_run(name: str, *args: Any, **kwargs: Any) -> None:
-    lists = [arg for arg in args if isinstance(arg, list)]
-    backends.select(name, lists[-1][0].device, lists)(*args, **kwargs)
-
-
-PLAIN = {Tensor, torch.nn.Parameter}
-"""Types of tensors that no one else listens to."""
-
-
-def _register(name: str, schema: str) -> None:
-    _LIBRARY.define(name + schema)
-    for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, partial(_select_and_run, name), key)
-    torch.library.register_fake(f"muon_kernels::{name}", lambda *args, **kwargs: None, lib=_LIBRARY)
-
-
-for _name, _schema in _SCHEMAS.items():
-    _register(_name, _schema)

@@ -13,8 +13,8 @@ from . import extension
 from .buckets import Bucket, open_bytes
 from .checks import check_grads
 from .coefficients import Row, resolve_coefficients
+from .dispatch import PLAIN
 from .matrices import Layout, step_factor
-from .ops import PLAIN
 from .orthogonalize import Method, default_compute_dtype, scratch_bytes
 from .periodic import block_factor, layout_of_step
 from .scaling import resolve_rule

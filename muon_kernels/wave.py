@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import dispatch, ops
 from .buckets import Bucket
 from .orthogonalize import Orthogonalizer
 from .schedule import Launch
@@ -37,7 +37,7 @@ def step_wave(
         return
     inputs = chain.inputs
     sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=launch.device)
-    ops.run(
+    dispatch.run(
         "prologue",
         matrices.grads,
         matrices.momenta,
@@ -81,7 +81,7 @@ def _step_whole(
     if not chain.factored or group["preconditioning"] != "frobenius":
         return False
     lists = [matrices.grads, matrices.momenta, matrices.params]
-    step = ops.whole("wave", lists)
+    step = dispatch.whole("wave", lists)
     return step is not None and step(
         chain.plan,
         chain.workspace,

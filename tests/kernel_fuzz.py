@@ -61,8 +61,10 @@ class Maker:
             "grad_scale": self.scalar(0.5, 1.0, 2.0),
             "found_inf": self.scalar(0.0, 1.0),
         }
-        outs = [self.nan(s, dtype) for dtype in (self.dtype(),) for s in shapes]
-        return Case("prologue", [*lists, outs, self.sums(len(shapes))], options, [1, 2, 3])
+        out = self.dtype()
+        return Case(
+            "prologue", [*lists, [self.nan(s, out) for s in shapes], self.sums(len(shapes))], options, [1, 2, 3]
+        )
 
     def sum_squares(self) -> Case:
         dtype = self.dtype()

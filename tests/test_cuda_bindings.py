@@ -19,7 +19,7 @@ from optimizers import make_params, set_grads
 from test_build import ROOT
 from torch import nn
 
-from muon_kernels import Muon, extension, ops, orthogonalize, use_backend
+from muon_kernels import Muon, dispatch, extension, ops, orthogonalize, use_backend
 from muon_kernels.backends import cuda, cuda_chains, cuda_products, cuda_wave
 from muon_kernels.variants import Int8Momentum
 from muon_kernels.workspace import empty_batch
@@ -334,10 +334,12 @@ def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch)
     options = {"lr": 0.1, "compute_dtype": torch.float16} | options
     shapes, found_inf = options.pop("shapes", [(8, 12), (12, 8), (24, 6), (8, 12)]), options.pop("found_inf", None)
     results, calls = [], []
-    run_op = ops.run
-    monkeypatch.setattr(ops, "run", lambda name, *args, **kwargs: calls.append(name) or run_op(name, *args, **kwargs))
-    for whole in (ops.whole, lambda name, lists: None):
-        monkeypatch.setattr(ops, "whole", whole)
+    run_op = dispatch.run
+    monkeypatch.setattr(
+        dispatch, "run", lambda name, *args, **kwargs: calls.append(name) or run_op(name, *args, **kwargs)
+    )
+    for whole in (dispatch.whole, lambda name, lists: None):
+        monkeypatch.setattr(dispatch, "whole", whole)
         params = make_params(dtype, shapes)
         optimizer = Muon(params, **options)
         for step in range(3):
@@ -370,8 +372,10 @@ def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch)
 def test_waves_that_are_not_whole(param, options, monkeypatch):
     """What the last product cannot write, or what comes between the ops, goes op by op."""
     results, calls = [], []
-    run_op = ops.run
-    monkeypatch.setattr(ops, "run", lambda name, *args, **kwargs: calls.append(name) or run_op(name, *args, **kwargs))
+    run_op = dispatch.run
+    monkeypatch.setattr(
+        dispatch, "run", lambda name, *args, **kwargs: calls.append(name) or run_op(name, *args, **kwargs)
+    )
     for backend in ("reference", "cuda"):
         p = nn.Parameter(param.detach().clone())
         p.grad = torch.ones_like(p).tril()

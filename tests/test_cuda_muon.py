@@ -8,7 +8,7 @@ from test_ops import calls
 from torch import nn
 
 import muon_kernels
-from muon_kernels import Muon, ops, orthogonalize, param_groups_for
+from muon_kernels import Muon, dispatch, orthogonalize, param_groups_for
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import resolve_method
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, polynomial_oracle
@@ -292,7 +292,7 @@ def test_another_device_than_the_current_one():
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch):
-    whole = ops.whole
+    whole = dispatch.whole
     taken = []
 
     def spy(name, lists):
@@ -302,7 +302,7 @@ def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch)
 
     results = []
     for chosen in (spy, lambda name, lists: None):
-        monkeypatch.setattr(ops, "whole", chosen)
+        monkeypatch.setattr(dispatch, "whole", chosen)
         results.append(run_gpu(Muon(gpu_params(dtype), lr=0.1, **options), 3))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert set(taken) == {torch.cuda.get_device_capability() == (9, 0)}

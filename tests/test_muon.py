@@ -8,7 +8,7 @@ import torch
 from optimizers import SHAPES, make_params, run, set_grads
 from torch import nn
 
-from muon_kernels import Muon, ops
+from muon_kernels import Muon, dispatch
 
 F32 = {"compute_dtype": torch.float32}
 
@@ -83,13 +83,13 @@ def test_mixed_dtypes_in_one_group():
 
 def test_one_call_of_each_multi_tensor_op_per_bucket(monkeypatch):
     calls = []
-    run_op = ops.run
+    run_op = dispatch.run
 
     def spy(name, tensors, *args, **kwargs):
         calls.append((name, len(tensors)))
         return run_op(name, tensors, *args, **kwargs)
 
-    monkeypatch.setattr(ops, "run", spy)
+    monkeypatch.setattr(dispatch, "run", spy)
     params = make_params(torch.float32)
     run(Muon(params, lr=0.1, max_workspace_bytes=2**30), 1)
     per_matrix = [call for call in calls if call[0] in ("prologue", "apply")]

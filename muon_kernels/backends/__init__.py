@@ -2,7 +2,7 @@
 
 A backend is a module with `NAME`, `OPS` (op name -> implementation) and
 `unavailable_reason(op, device, lists)`, which returns None when it can run the op on these tensors and otherwise one
-sentence that says why not.
+sentence that says why not. It may have `WHOLES`: what does the work of several ops in one call (see `whole`).
 """
 
 from __future__ import annotations
