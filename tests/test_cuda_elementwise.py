@@ -331,7 +331,7 @@ def test_refusals_name_what_is_wrong():
     assert cuda.unavailable_reason("prologue", device, ()) is None
     assert "float64" in cuda.unavailable_reason("prologue", device, [[wide]])
     one = torch.zeros(3, device="cuda")
-    with pytest.raises(TypeError, match="params"):
+    with pytest.raises(TypeError, match="float32, bfloat16 or float16"):
         cuda.apply([wide], [one], lr=torch.tensor(0.1), weight_decay=0.0, scales=[1.0], found_inf=None)
     with pytest.raises(TypeError, match="lr"):
         ops.apply([one], [one.clone()], lr=torch.zeros((), device="cuda", dtype=torch.float16), scales=[1.0])
