@@ -15,8 +15,9 @@ template <typename Element, typename Param, class Shape>
 class ApplyEpilogue {
  public:
   static constexpr bool kThroughTensorMap = false;
+  static constexpr int kKeptBoxes = 0;
 
-  __device__ __forceinline__ ApplyEpilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread,
+  __device__ __forceinline__ ApplyEpilogue(const GemmTable&, uint32_t staging, uint32_t barrier_id, uint32_t thread,
                                            const ApplyTargets& targets)
       : targets_(targets),
         staging_(staging),

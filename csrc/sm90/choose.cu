@@ -21,19 +21,18 @@ struct Costs {
   float l2_step;      // bytes from L2 at 9.2 TB/s when every multiprocessor loads
   float tensor_step;  // the sustained rate of the tensor cores when every multiprocessor computes
   float tile;         // of the epilogue, what the next tile's products do not hide
+  float mirrored;     // the same of a symmetric tile, which is stored twice
   float fixed;        // launch, filling the stages, the last epilogue
 };
 
 constexpr Costs kCosts[] = {
-    {0.585f, 0.459f, 0.710f, 4.0f, 8.0f},  // WidePair
-    {0.366f, 0.344f, 0.390f, 0.9f, 7.0f},  // Pair
-    {0.474f, 0.574f, 0.530f, 0.8f, 6.0f},  // Oblong
-    {0.585f, 0.740f, 0.710f, 4.0f, 6.3f},  // Wide
-    {0.146f, 0.200f, 0.100f, 0.4f, 4.0f},  // Small
-    {0.366f, 0.459f, 0.355f, 0.6f, 5.0f},  // Square
+    {0.585f, 0.459f, 0.710f, 2.5f, 5.0f, 8.0f},  // WidePair
+    {0.366f, 0.344f, 0.390f, 0.9f, 1.1f, 7.0f},  // Pair
+    {0.474f, 0.574f, 0.530f, 0.8f, 0.0f, 6.0f},  // Oblong
+    {0.585f, 0.740f, 0.710f, 2.5f, 5.0f, 6.3f},  // Wide
+    {0.146f, 0.200f, 0.100f, 0.4f, 0.5f, 4.0f},  // Small
+    {0.366f, 0.459f, 0.355f, 0.6f, 0.7f, 5.0f},  // Square
 };
-
-constexpr float kSymmetricTile = 1.25f;  // two stores a tile
 
 // Of a round of whole tiles: 256 bytes a cycle through shared memory instead of 160, for a quarter of the products.
 constexpr float kQuarterRound = 0.45f;
@@ -61,7 +60,7 @@ float predicted_time(const Costs& costs, const GemmItem* items, int64_t count, i
   }
   const float busy = std::min(1.0f, (tasks + halves) / clusters);
   const float step = std::max(costs.shared_step, busy * std::max(costs.l2_step, costs.tensor_step));
-  return costs.fixed + rounds * (steps * step + costs.tile * (kSymmetric ? kSymmetricTile : 1.0f));
+  return costs.fixed + rounds * (steps * step + (kSymmetric ? costs.mirrored : costs.tile));
 }
 
 template <bool kSymmetric>

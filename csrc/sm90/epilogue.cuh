@@ -6,6 +6,8 @@
 // symmetric.
 #pragma once
 
+#include <climits>
+
 #include "fragments.cuh"
 #include "mainloop.cuh"
 
@@ -13,11 +15,21 @@ namespace muon_kernels::sm90 {
 
 template <typename Element, class Shape, bool kSymmetric>
 class Epilogue {
+  static constexpr int kBoxesN = Shape::kTileN / kBox;
+  static constexpr int kBoxes = Shape::kMmaRows * kBoxesN;
+
  public:
   static constexpr bool kThroughTensorMap = true;
+  // Cooperative warpgroups have nobody who multiplies while they store: they keep a tile, rounded, and store it box by
+  // box during the products of the next.
+  static constexpr int kKeptBoxes = Shape::kAlternating ? 0 : kBoxes;
 
-  __device__ __forceinline__ Epilogue(uint32_t staging, uint32_t barrier_id, uint32_t thread)
-      : staging_(staging), barrier_id_(barrier_id), leader_(thread == 0), map_{thread / 32, thread % 32} {}
+  __device__ __forceinline__ Epilogue(const GemmTable& table, uint32_t staging, uint32_t barrier_id, uint32_t thread)
+      : table_(table),
+        staging_(staging),
+        barrier_id_(barrier_id),
+        leader_(thread == 0),
+        map_{thread / 32, thread % 32} {}
 
   // Before the products of a tile.
   __device__ __forceinline__ void expect(const GemmEntry&, const TileAt&, int) const {}
@@ -27,28 +39,33 @@ class Epilogue {
   __device__ __forceinline__ void run(float (&acc)[kRows][kN / 2], const GemmEntry& problem,
                                       const TileAt& tile, int first_row, Ring<Shape>& ring) {
     combine<kRows, kN>(acc, problem, tile, first_row, ring);
+    tile_ = tile;
+    tile_.row += first_row;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int row = tile.row + first_row + 64 * r;
 #pragma unroll
       for (int box = 0; box < kN / kBox; ++box) {
-        const int col = tile.col + kBox * box;
-        if (row >= problem.m || col >= problem.n || (kSymmetric && row < col)) continue;
-        const float* part = &acc[r][32 * box];
-        if (!kSymmetric) {
-          store<false>(part, problem, row, col, tile.batch);
-        } else if (row > col) {
-          store<false>(part, problem, row, col, tile.batch);
-          store<true>(part, problem, col, row, tile.batch);
-        } else {
-          store_on_diagonal(part, problem, row, tile.batch);
-        }
+#pragma unroll
+        for (int p = 0; p < 4; ++p) pack_fragments<Element>(kept_[r * kBoxesN + box][p], &acc[r][32 * box + 8 * p]);
+        if (kKeptBoxes == 0) store(r * kBoxesN + box);
       }
     }
+    end_ = tile.col + kN;
+  }
+
+  // What is kept of the tile before: its part in a box of the warpgroup's rows.
+  __device__ __forceinline__ void store_kept(int box) {
+    if (tile_.col + box % kBoxesN * kBox < end_) store(box);
+  }
+
+  __device__ __forceinline__ void store_all_kept() {
+#pragma unroll
+    for (int box = 0; box < kKeptBoxes; ++box) store_kept(box);
   }
 
   // Before the block ends: shared memory must outlive the stores that read it.
-  __device__ __forceinline__ void finish() const {
+  __device__ __forceinline__ void finish() {
+    store_all_kept();
     if (leader_) tensor_store_wait_read<0>();
   }
 
@@ -113,63 +130,65 @@ class Epilogue {
     return box;
   }
 
-  __device__ __forceinline__ void publish(uint32_t box, const GemmEntry& problem, int row, int col, int batch) const {
+  __device__ __forceinline__ void publish(uint32_t box, const GemmEntry& problem, int row, int col) const {
     fence_shared_for_async();
     named_barrier(barrier_id_, 128);
-    if (leader_) tensor_store(&problem.out, box, col, row, batch);
+    if (leader_) tensor_store(&problem.out, box, col, row, tile_.batch);
   }
 
-  // `part`: this thread's 32 accumulators of the box.
+  __device__ __forceinline__ void store(int box) {
+    const GemmEntry& problem = table_.entries[tile_.entry];
+    const int row = tile_.row + box / kBoxesN * kBox, col = tile_.col + box % kBoxesN * kBox;
+    if (row >= problem.m || col >= problem.n || (kSymmetric && row < col)) return;
+    if (kSymmetric && row == col) return store_on_diagonal(kept_[box], problem, row);
+    store<false>(kept_[box], problem, row, col);
+    if (kSymmetric) store<true>(kept_[box], problem, col, row);
+  }
+
   template <bool kTransposed>
-  __device__ __forceinline__ void store(const float* part, const GemmEntry& problem, int row, int col,
-                                        int batch) {
+  __device__ __forceinline__ void store(const uint32_t (&part)[4][4], const GemmEntry& problem, int row, int col) {
     const uint32_t box = claim();
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
-      uint32_t fragments[4];
-      pack_fragments<Element>(fragments, part + 8 * p);
       if constexpr (kTransposed) {
-        store_fragments_transposed(box + map_.transposed(p), fragments);
+        store_fragments_transposed(box + map_.transposed(p), part[p]);
       } else {
-        store_fragments(box + map_.direct(p), fragments);
+        store_fragments(box + map_.direct(p), part[p]);
       }
     }
-    publish(box, problem, row, col, batch);
+    publish(box, problem, row, col);
   }
 
-  __device__ __forceinline__ void store_on_diagonal(const float* part, const GemmEntry& problem, int row,
-                                                    int batch) {
+  __device__ __forceinline__ void store_on_diagonal(const uint32_t (&part)[4][4], const GemmEntry& problem, int row) {
     const uint32_t box = claim();
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      uint32_t fragments[4];
-      pack_fragments<Element>(fragments, part + 8 * p);
-      store_fragments_transposed(box + map_.transposed(p), fragments);
-    }
+    for (int p = 0; p < 4; ++p) store_fragments_transposed(box + map_.transposed(p), part[p]);
     named_barrier(barrier_id_, 128);
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
-      uint32_t fragments[4];
-      pack_fragments<Element>(fragments, part + 8 * p);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t r = 16 * map_.warp + 8 * (i & 1) + map_.lane / 4;
         const uint32_t c = 16 * p + 8 * (i >> 1) + 2 * (map_.lane % 4);
         const uint32_t address = box + r * 128 + ((c / 8 ^ r % 8) << 4) + c % 8 * 2;
         if (r > c) {
-          asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(fragments[i]) : "memory");
+          asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(part[p][i]) : "memory");
         } else if (r == c) {
-          asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<uint16_t>(fragments[i])) : "memory");
+          asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<uint16_t>(part[p][i])) : "memory");
         }
       }
     }
-    publish(box, problem, row, row, batch);
+    publish(box, problem, row, row);
   }
 
+  const GemmTable& table_;
   uint32_t staging_, barrier_id_;
   bool leader_;
   FragmentMap map_;
   uint32_t next_ = 0;
+  uint32_t kept_[kBoxes][4][4];  // fragments of the tile's boxes of 64 x 64
+  TileAt tile_;                  // the tile they are of, from the warpgroup's first row on
+  int end_ = INT_MIN;            // of its columns
 };
 
 }  // namespace muon_kernels::sm90

@@ -21,8 +21,8 @@ __device__ __forceinline__ void compute_tile(const GemmTable& table, const TileA
   float acc[kRows][kN / 2] = {};
   const GemmEntry& problem = table.entries[tile.entry];
   epilogue.expect(problem, tile, first_row);
-  multiply_tile<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, problem.k, first_row, consumer, threadIdx.x % 32,
-                                                      problem.has_c);
+  multiply_tile<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, epilogue, problem.k, first_row, consumer,
+                                                             threadIdx.x % 32, problem.has_c);
   epilogue.template run<kRows, kN>(acc, problem, tile, first_row, ring);
 }
 
@@ -65,7 +65,7 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, const Para
     const uint32_t consumer = warpgroup - 1;
     const uint32_t thread = threadIdx.x % 128;
     const int first_row = Shape::kAlternating ? 0 : static_cast<int>(consumer) * Shape::kRowsPerConsumer;
-    Output epilogue(base + Shape::kStagingOffset + consumer * Shape::kStagingBoxes * Shape::kStagingBytes, 1 + consumer,
+    Output epilogue(table, base + Shape::kStagingOffset + consumer * Shape::kStagingBoxes * Shape::kStagingBytes, 1 + consumer,
                     thread, parameters...);
     Turns<Shape>::begin(consumer);
     int task;

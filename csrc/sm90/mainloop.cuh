@@ -38,11 +38,18 @@ struct Ring {
   __device__ __forceinline__ uint32_t data() const { return stages + at.stage * Shape::kStageBytes; }
 
   // The stage at `at` may be overwritten, as far as this warp is concerned.
-  __device__ __forceinline__ void release(uint32_t lane) const {
+  __device__ __forceinline__ void release(uint32_t lane) const { release(at.stage, lane); }
+  __device__ __forceinline__ void release_previous(uint32_t lane) const {
+    release(at.stage == 0 ? Shape::kStages - 1 : at.stage - 1, lane);
+  }
+
+ private:
+  __device__ __forceinline__ void release(uint32_t stage, uint32_t lane) const {
+    const uint32_t empty = barriers + 16 * stage + 8;
     if constexpr (Shape::kCluster == 1) {
-      if (lane == 0) barrier_arrive(empty());
+      if (lane == 0) barrier_arrive(empty);
     } else {
-      if (lane < Shape::kCluster) barrier_arrive_remote(empty(), lane);
+      if (lane < Shape::kCluster) barrier_arrive_remote(empty, lane);
     }
   }
 };
@@ -154,42 +161,74 @@ struct Turns {
   }
 };
 
-// A consumer warpgroup: its rows of A B, kN columns. `first_row` is the warpgroup's first row in the tile.
+// A consumer warpgroup: issues the products of the stage at `ring.at`, once it is full. Up to one stage before it may be
+// in flight.
 template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kRows, int kN>
-__device__ __forceinline__ void multiply_tile(float (&acc)[kRows][kN / 2], Ring<Shape>& ring,
-                                              int k_extent, int first_row, uint32_t consumer, uint32_t lane,
-                                              bool has_c) {
+__device__ __forceinline__ void multiply_stage(float (&acc)[kRows][kN / 2], const Ring<Shape>& ring, int first_row) {
   const uint64_t first_a = operand_descriptor<kMajorA>(ring.stages + first_row / 64 * kBoxBytes);
   const uint64_t first_b = operand_descriptor<kMajorB>(ring.stages + Shape::kBytesA);
-  Ring<Shape> done = ring;
-  for (int k = 0; k < k_extent; k += kTileK, ring.at.advance()) {
-    const uint64_t offset = ring.at.stage * (Shape::kStageBytes >> 4);
-    barrier_wait(ring.full(), ring.at.parity);
+  const uint64_t offset = ring.at.stage * (Shape::kStageBytes >> 4);
+  barrier_wait(ring.full(), ring.at.parity);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
-    wgmma_fence();
+  for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
+  wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kTileK / 16; ++step) {
+  for (int step = 0; step < kTileK / 16; ++step) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        wgmma<Element, kMajorA, kMajorB, kN>(acc[r], first_a + offset + step * kStepK16<kMajorA> + r * (kBoxBytes >> 4),
-                                             first_b + offset + step * kStepK16<kMajorB>);
-      }
+    for (int r = 0; r < kRows; ++r) {
+      wgmma<Element, kMajorA, kMajorB, kN>(acc[r], first_a + offset + step * kStepK16<kMajorA> + r * (kBoxBytes >> 4),
+                                           first_b + offset + step * kStepK16<kMajorB>);
     }
-    wgmma_commit();
+  }
+  wgmma_commit();
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
-    if (k > 0) {
-      wgmma_wait<1>();
-      done.release(lane);
-      done.at.advance();
-    }
+  for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
+}
+
+// The stage before the one at `ring.at`, which has just been issued, is done.
+template <class Shape>
+__device__ __forceinline__ void retire_previous(const Ring<Shape>& ring, uint32_t lane) {
+  wgmma_wait<1>();
+  ring.release_previous(lane);
+}
+
+// The stages from `k` on, until all products are done.
+template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kRows, int kN>
+__device__ __forceinline__ void multiply_stages(float (&acc)[kRows][kN / 2], Ring<Shape>& ring, int k, int k_extent,
+                                                int first_row, uint32_t consumer, uint32_t lane, bool has_c) {
+  for (; k < k_extent; k += kTileK, ring.at.advance()) {
+    multiply_stage<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, first_row);
+    if (k > 0) retire_previous(ring, lane);
   }
   Turns<Shape>::pass(consumer, ring, has_c);
   wgmma_wait<0>();
 #pragma unroll
   for (int r = 0; r < kRows; ++r) pin_registers<kN / 2>(acc[r]);
-  done.release(lane);
+  ring.release_previous(lane);
+}
+
+// A consumer warpgroup: its rows of A B, kN columns. `first_row` is the warpgroup's first row in the tile. While the first
+// stages are multiplied, the epilogue stores what it has kept of the tile before.
+template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kRows, int kN, class Output>
+__device__ __forceinline__ void multiply_tile(float (&acc)[kRows][kN / 2], Ring<Shape>& ring, Output& epilogue,
+                                              int k_extent, int first_row, uint32_t consumer, uint32_t lane,
+                                              bool has_c) {
+  if constexpr (Output::kKeptBoxes > 0) {
+    // Paths that met before all products are done would make ptxas serialise them.
+    if (k_extent > (Output::kKeptBoxes - 1) * kTileK) {
+#pragma unroll
+      for (int box = 0; box < Output::kKeptBoxes; ++box, ring.at.advance()) {
+        multiply_stage<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, first_row);
+        epilogue.store_kept(box);
+        if (box > 0) retire_previous(ring, lane);
+      }
+      multiply_stages<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, Output::kKeptBoxes * kTileK, k_extent,
+                                                                   first_row, consumer, lane, has_c);
+      return;
+    }
+    epilogue.store_all_kept();
+  }
+  multiply_stages<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, 0, k_extent, first_row, consumer, lane, has_c);
 }
 
 }  // namespace muon_kernels::sm90
