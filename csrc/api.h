@@ -197,15 +197,18 @@ struct ChainProduct {
   float alpha, beta, delta;
 };
 
+// Buffers may overlap; what a product reads from one was written through the same one, or was there at the start. Of what
+// a chain writes, that is there afterwards which no later product overwrote, but for scratch: a buffer that begins inside
+// an earlier one is lost once it has been read.
 struct ChainItem {
   int64_t batch;
   std::vector<ChainBuffer> buffers;
   std::vector<ChainProduct> products;
 };
 
-// Products of one chain run in order, those of different chains side by side. The workspace and all strides but the unit one
-// are multiples of 16 bytes; sizes are free: what lies between the end of a row and the next multiple of 16 bytes may be
-// overwritten. `dtype`: bfloat16 or float16.
+// Products of one chain run in order, those of different chains side by side; chains of small matrices run whole, in
+// shared memory. The workspace, all offsets and all strides but the unit one are multiples of 16 bytes; sizes are free:
+// what lies between the end of a row and the next multiple of 16 bytes may be overwritten. `dtype`: bfloat16 or float16.
 //
 // Encoding the kernels' parameters takes longer than launching them, and an allocator tends to return the same workspace in
 // every step: the parameters for the last kKept workspaces are kept. Not for two threads at a time.

@@ -86,7 +86,9 @@ class ProgramBuilder:
         return Operand(self.chains[-2] - 1, rows, cols)
 
     def carve(self, operand: Operand, side: int, most: int) -> list[Operand]:
-        """At most `most` [batch, side, side] in the memory of `operand`'s buffer, which they overwrite, if they fit."""
+        """At most `most` [batch, side, side] in the memory of `operand`'s buffer, which they overwrite, if they fit.
+
+        They are scratch: what a product has read of them may be gone after the chain."""
         own = self.chains[-2] * BUFFER_FIELDS
         offset, batch, rows, _, _, pitch = rows_of(self.buffers[-own:], BUFFER_FIELDS)[operand.buffer]
         row = padded(side, self.element_size)

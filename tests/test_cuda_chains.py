@@ -18,6 +18,12 @@ GROUPS = [
     [(3, 256, 512)],
     [(3, 512, 256)],
     [(20, 384, 384), (7, 640, 256), (1, 1024, 2048)],
+    # Small chains, which run whole in a block: a shape a test, beside large ones, and more than one launch takes.
+    [(256, 128, 128)],
+    [(5, 128, 256), (5, 256, 128)],
+    [(3, 40, 72), (7, 8, 8)],
+    [(2, 64, 512)],
+    [(4, 96, 160), (3, 512, 256), (2, 128, 128)],
     [(2 + i, 8 * (i + 1), 64) for i in range(20)],
 ]
 ODD = [[(5, 77, 131)], [(5, 131, 77)], [(3, 1, 9), (2, 9, 1)], [(9, 257, 255)], [(1, 1, 1)]]
@@ -120,7 +126,7 @@ def test_a_matrix_has_the_same_bits_alone_and_in_company():
 
 
 def test_works_in_a_graph_and_on_another_stream():
-    chain, fill = filled([(4, 256, 256), (2, 128, 640)], "auto", torch.float16)
+    chain, fill = filled([(4, 256, 256), (2, 128, 640), (300, 100, 128)], "auto", torch.float16)
     with use_backend("cuda"):
         expected = run(chain)
         stream = torch.cuda.Stream()

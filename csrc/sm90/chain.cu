@@ -1,4 +1,5 @@
-// Chains of products: walks through all chains at once and puts what can run together into one launch.
+// Chains of products. Small ones run whole, in launches of their own; of the others this walks through all at once and
+// puts what can run together into one launch.
 #include <algorithm>
 #include <cstddef>
 #include <memory>
@@ -7,6 +8,8 @@
 
 #include "../api.h"
 #include "launch.cuh"
+#include "orient.h"
+#include "small_launch.h"
 
 namespace muon_kernels {
 namespace {
@@ -29,8 +32,7 @@ GemmItem gemm_item(const ChainItem& item, const ChainProduct& p, void* workspace
           extents(p.b).second,
           k,
           matrices(item, p.a, workspace),
-          // Of two symmetric operands either can be read transposed; with the rows of both the copies are alike.
-          matrices(item, {p.b.buffer, p.b.transposed || (p.symmetric && !p.a.transposed)}, workspace),
+          matrices(item, p.b, workspace),
           matrices(item, p.c, workspace),
           matrices(item, p.out, workspace),
           p.alpha,
@@ -38,10 +40,10 @@ GemmItem gemm_item(const ChainItem& item, const ChainProduct& p, void* workspace
           p.delta};
 }
 
-cudaError_t prepare_chains(const std::vector<ChainItem>& items, DType dtype, void* workspace,
-                           std::vector<sm90::GemmLaunch>& launches) {
+cudaError_t prepare_products(const std::vector<ChainItem>& items, DType dtype, void* workspace,
+                             std::vector<sm90::GemmLaunch>& launches) {
   std::vector<size_t> next(items.size(), 0);  // product of each chain
-  const auto left = [&](size_t i) { return items[i].batch == 0 ? 0 : items[i].products.size() - next[i]; };
+  const auto left = [&](size_t i) { return items[i].products.size() - next[i]; };
   for (;;) {
     // The chain with most products left decides which kind comes next.
     size_t longest = 0;
@@ -53,7 +55,7 @@ cudaError_t prepare_chains(const std::vector<ChainItem>& items, DType dtype, voi
     std::vector<GemmItem> together;
     for (size_t i = 0; i < items.size(); ++i) {
       if (left(i) == 0 || items[i].products[next[i]].symmetric != symmetric) continue;
-      together.push_back(gemm_item(items[i], items[i].products[next[i]], workspace));
+      together.push_back(gemm_item(items[i], sm90::oriented(items[i].products[next[i]]), workspace));
       ++next[i];
     }
     const cudaError_t error = sm90::prepare_gemms(symmetric, together.data(), static_cast<int64_t>(together.size()),
@@ -69,7 +71,23 @@ struct Chains::Prepared {
   int device;
   DType dtype;
   void* workspace;
-  std::vector<sm90::GemmLaunch> launches;
+  std::vector<sm90::SmallLaunch> small;
+  std::vector<sm90::GemmLaunch> products;
+
+  cudaError_t prepare(const std::vector<ChainItem>& items) {
+    std::vector<sm90::SmallChain> chains;
+    std::vector<ChainItem> others;
+    for (const ChainItem& item : items) {
+      if (item.batch == 0 || item.products.empty()) continue;
+      if (std::optional<sm90::SmallChain> chain = sm90::plan_small_chain(item)) {
+        chains.push_back(std::move(*chain));
+      } else {
+        others.push_back(item);
+      }
+    }
+    if (const cudaError_t error = sm90::prepare_small_chains(std::move(chains), dtype, workspace, small)) return error;
+    return prepare_products(others, dtype, workspace, products);
+  }
 };
 
 Chains::Chains(std::vector<ChainItem> items) : items_(std::move(items)) {}
@@ -82,12 +100,15 @@ cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t stream) {
     return kept->device == device && kept->dtype == dtype && kept->workspace == workspace;
   });
   if (found == kept_.end()) {
-    auto prepared = std::make_unique<Prepared>(Prepared{device, dtype, workspace, {}});
-    if (const cudaError_t error = prepare_chains(items_, dtype, workspace, prepared->launches)) return error;
+    auto prepared = std::make_unique<Prepared>(Prepared{device, dtype, workspace, {}, {}});
+    if (const cudaError_t error = prepared->prepare(items_)) return error;
     if (kept_.size() == kKept) kept_.erase(kept_.begin());
     found = kept_.insert(kept_.end(), std::move(prepared));
   }
-  for (const sm90::GemmLaunch& one : (*found)->launches) {
+  for (const sm90::SmallLaunch& one : (*found)->small) {
+    if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
+  }
+  for (const sm90::GemmLaunch& one : (*found)->products) {
     if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
   }
   return cudaSuccess;

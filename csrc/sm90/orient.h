@@ -39,6 +39,19 @@ GemmItem oriented(const GemmItem& item) {
   return result;
 }
 
+// The same for a product of a chain, whose buffers are row-major: its result becomes so.
+inline ChainProduct oriented(ChainProduct p) {
+  const auto flipped = [](const ChainOperand& x) { return ChainOperand{x.buffer, x.buffer >= 0 && !x.transposed}; };
+  // Of two symmetric operands either can be read transposed; with the rows of both the copies are alike.
+  p.b.transposed = p.b.transposed || (p.symmetric && !p.a.transposed);
+  if (p.out.transposed) {
+    std::swap(p.a, p.b);
+    for (ChainOperand* x : {&p.a, &p.b, &p.c, &p.out}) *x = flipped(*x);
+  }
+  if (p.symmetric) p.c.transposed = false;
+  return p;
+}
+
 inline int majors(const GemmItem& item) { return 2 * a_is_mn_major(item) + b_is_mn_major(item); }
 
 }  // namespace muon_kernels::sm90

@@ -103,6 +103,16 @@ __device__ __forceinline__ void fence_shared_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// ---- copies of 16 bytes -----------------------------------------------------------------------------------------------
+
+// Copies the first `bytes` of 16 and fills up with zeros; nothing is read if there are none.
+__device__ __forceinline__ void copy_async(uint32_t target, const void* source, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes) : "memory");
+}
+
+// Returns once this thread's copies are done.
+__device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // ---- threads --------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void named_barrier(uint32_t id, uint32_t threads) {
@@ -150,6 +160,13 @@ __device__ __forceinline__ void store_fragments(uint32_t address, const uint32_t
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(fragment[0]),
                "r"(fragment[1]), "r"(fragment[2]), "r"(fragment[3])
                : "memory");
+}
+
+// An 8x8 matrix of 16-bit elements, transposed across the warp.
+__device__ __forceinline__ uint32_t transposed_fragment(uint32_t fragment) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
+  return result;
 }
 
 // Stores each matrix transposed: the addressed rows receive the columns of the fragments.

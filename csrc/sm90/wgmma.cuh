@@ -5,7 +5,7 @@
 // aligned to 1024:
 //   K-major:  a row is 64 consecutive k of one m or n; groups of 8 m or n follow each other; 16 k further are 32 bytes.
 //   MN-major: a row is 64 consecutive m or n of one k; groups of 8 k follow each other; 16 k further are 2048 bytes;
-//             the next 64 m or n are one whole [kTileK, 64] box further.
+//             the next 64 m or n are one whole box further, of kTileK rows or as many as one likes.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -21,14 +21,14 @@ enum class Major : int { kK = 0, kMN = 1 };
 inline constexpr int kTileK = 64;                   // one 128-byte row of 16-bit elements
 inline constexpr uint32_t kBoxBytes = kTileK * 128;  // 64 m or n by kTileK, in either major
 
-// Matrix descriptor of the operand whose first element lies at `address`.
+// Matrix descriptor of the operand whose first element lies at `address`; `box_bytes`: from a box to the next.
 template <Major kMajor>
-__device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
+__device__ __forceinline__ uint64_t operand_descriptor(uint32_t address, uint32_t box_bytes = kBoxBytes) {
   constexpr uint64_t kSwizzle128 = 1ull << 62;
   constexpr uint64_t kGroupStride = static_cast<uint64_t>(1024 >> 4) << 32;
   // Not read if K-major.
-  constexpr uint64_t kBoxStride = static_cast<uint64_t>(kMajor == Major::kMN ? kBoxBytes >> 4 : 1) << 16;
-  return kSwizzle128 | kGroupStride | kBoxStride | ((address & 0x3FFFF) >> 4);
+  const uint64_t box_stride = static_cast<uint64_t>(kMajor == Major::kMN ? box_bytes >> 4 : 1) << 16;
+  return kSwizzle128 | kGroupStride | box_stride | ((address & 0x3FFFF) >> 4);
 }
 
 // What to add to a descriptor to advance by 16 along k.
