@@ -25,8 +25,8 @@
 namespace muon_kernels {
 namespace {
 
-constexpr int kGroups = 4;
-constexpr int kLargestCluster = 16;  // more than 8 are for Hopper and datacenter Blackwell
+constexpr int kGroups = 4;           // 1024 threads: few blocks with many loads in flight
+constexpr int kLargestCluster = 16;  // more than 8 are not portable: the device is asked
 constexpr int kGroupChunks = 10;     // at most for one group: 2.6 million elements in a cluster of 16
 
 template <typename X, typename O, class View>
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads * kGroups)
   __shared__ float matrix_factor;
   grid_release_dependents();
   const auto cluster = cooperative_groups::this_cluster();
-  cluster.barrier_arrive();
+  __cluster_barrier_arrive_relaxed();  // there is nothing yet that others must see
   const View& view = table.view(blockIdx.x / cluster.num_blocks());  // clusters of one launch are alike
   const uint32_t chunks = static_cast<uint32_t>(view.chunks());
   const uint32_t first = cluster.block_rank() * kGroups + threadIdx.y;
