@@ -14,11 +14,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "block_sum.cuh"
 #include "dispatch.cuh"
 #include "launch.cuh"
 #include "normalize.cuh"
 #include "squares.cuh"
-#include "sums.cuh"
 #include "table.cuh"
 #include "walk.cuh"
 
