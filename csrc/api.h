@@ -93,10 +93,14 @@ struct NormalizeItem {
 struct NormalizeArgs {
   DType x_dtype;
   DType out_dtype;
-  const double* sumsq;  // one per matrix of all batches
+  const double* sumsq;  // one per matrix of all batches, or null: of x, computed on the way
+  double* scratch;      // of normalize_scratch() doubles if sumsq is null
   double eps;
   double safety_factor;
 };
+
+// Number of doubles that `scratch` must hold for these items, on the current device.
+int64_t normalize_scratch(const NormalizeItem* items, int64_t count, const NormalizeArgs& args);
 
 cudaError_t launch_normalize(const NormalizeItem* items, int64_t count, const NormalizeArgs& args, cudaStream_t stream);
 

@@ -118,20 +118,42 @@ void bind_sum_squares(py::module_& m) {
 
 // ---- normalize ---------------------------------------------------------------------------------------------------------
 
-void normalize(const py::list& xs, const py::list& outs, int64_t sumsq, double eps, double safety_factor, int64_t stream) {
-  std::vector<NormalizeItem> items;
-  for (size_t i = 0; i < xs.size(); ++i) {
-    const Problem x(xs[i]), out(outs[i]);
-    items.push_back({x.batch,
-                     x.rows,
-                     x.cols,
-                     {x.data.data, x.data.row_stride, x.data.col_stride},
-                     {out.data.data, out.data.row_stride, out.data.col_stride},
-                     x.data.batch_stride,
-                     out.data.batch_stride});
+struct Normalize {
+  Normalize(const py::list& xs, const py::list& outs) {
+    args.x_dtype = common_dtype(xs);
+    args.out_dtype = common_dtype(outs);
+    for (size_t i = 0; i < xs.size(); ++i) {
+      const Problem x(xs[i]), out(outs[i]);
+      items.push_back({x.batch,
+                       x.rows,
+                       x.cols,
+                       {x.data.data, x.data.row_stride, x.data.col_stride},
+                       {out.data.data, out.data.row_stride, out.data.col_stride},
+                       x.data.batch_stride,
+                       out.data.batch_stride});
+    }
   }
-  const NormalizeArgs args{common_dtype(xs), common_dtype(outs), pointer<const double>(sumsq), eps, safety_factor};
-  check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+
+  int64_t scratch() const { return normalize_scratch(items.data(), static_cast<int64_t>(items.size()), args); }
+
+  void launch(int64_t sumsq, int64_t scratch, double eps, double safety_factor, int64_t stream) {
+    args.sumsq = pointer<const double>(sumsq);
+    args.scratch = pointer<double>(scratch);
+    args.eps = eps;
+    args.safety_factor = safety_factor;
+    check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
+  }
+
+  std::vector<NormalizeItem> items;
+  NormalizeArgs args{};
+};
+
+void bind_normalize(py::module_& m) {
+  py::class_<Normalize>(m, "Normalize", py::module_local())
+      .def(py::init<const py::list&, const py::list&>(), py::arg("xs"), py::arg("outs"))
+      .def("scratch", &Normalize::scratch)
+      .def("launch", &Normalize::launch, py::arg("sumsq"), py::arg("scratch"), py::arg("eps"),
+           py::arg("safety_factor"), py::arg("stream"));
 }
 
 // ---- apply -------------------------------------------------------------------------------------------------------------
@@ -152,8 +174,6 @@ void apply(const py::list& params, const py::list& updates, const std::vector<do
 
 void bind_elementwise(py::module_& m) {
   m.def("describe", &describe, py::arg("tensors"));
-  m.def("normalize", &normalize, py::arg("xs"), py::arg("outs"), py::arg("sumsq"), py::arg("eps"),
-        py::arg("safety_factor"), py::arg("stream"));
   m.def("apply", &apply, py::arg("params"), py::arg("updates"), py::arg("scales"), py::arg("weight_decay"), py::arg("lr"),
         py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("stream"));
 }
@@ -277,6 +297,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CUDA launchers of muon_kernels: tensors and integers in, nothing checked. Use muon_kernels.ops.";
   muon_kernels::bind_prologue(m);
   muon_kernels::bind_sum_squares(m);
+  muon_kernels::bind_normalize(m);
   muon_kernels::bind_elementwise(m);
   muon_kernels::bind_products(m);
   muon_kernels::bind_chains(m);

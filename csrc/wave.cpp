@@ -87,7 +87,8 @@ class WaveStep {
                        from.batch_stride,
                        to.batch_stride});
     }
-    const NormalizeArgs norm{DType::kBFloat16, DType::kFloat16, pointer<const double>(sumsq), eps, safety_factor};
+    const NormalizeArgs norm{DType::kBFloat16, DType::kFloat16, pointer<const double>(sumsq), /*scratch=*/nullptr, eps,
+                             safety_factor};
     check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), norm, stream));
 
     check(wave_.chains.launch(DType::kFloat16, workspace_, stream));

@@ -26,7 +26,7 @@ _SCHEMAS = {
         " bool ema, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
     ),
     "sum_squares": "(Tensor[] xs, Tensor(a!) sumsq) -> ()",
-    "normalize": "(Tensor[] xs, Tensor sumsq, Tensor(a!)[] outs, *, float eps, float safety_factor) -> ()",
+    "normalize": "(Tensor[] xs, Tensor? sumsq, Tensor(a!)[] outs, *, float eps, float safety_factor) -> ()",
     "symm_gemm": (
         "(Tensor[] a, Tensor[] b, Tensor[] c, Tensor(d!)[] outs, *, float alpha, float beta, float delta) -> ()"
     ),

@@ -90,7 +90,7 @@ def sum_squares(xs: Sequence[Tensor], sumsq: Tensor) -> None:
 
 
 def normalize(
-    xs: Sequence[Tensor], sumsq: Tensor, outs: Sequence[Tensor], *, eps: float, safety_factor: float = 1.0
+    xs: Sequence[Tensor], sumsq: Tensor | None, outs: Sequence[Tensor], *, eps: float, safety_factor: float = 1.0
 ) -> None:
     """out <- x / max(safety_factor * sqrt(sumsq), eps) for every matrix of every problem.
 
@@ -99,7 +99,8 @@ def normalize(
 
     Args:
         xs: problem list.
-        sumsq: float64 [total number of matrices], in the order of the list.
+        sumsq: float64 [total number of matrices], in the order of the list; None for the squared Frobenius norms of
+            `xs`, as `sum_squares` defines them.
         outs: problem list like `xs` in shape, of any floating dtype, overwritten; no memory shared with `xs`.
         eps: lower bound (a clamp, not a summand) of the divisor.
         safety_factor: the norm is taken this much larger.
@@ -107,7 +108,8 @@ def normalize(
     _check_lists(xs=xs, outs=outs)
     _check_same_shapes(xs=xs, outs=outs)
     _check_problems(xs=xs)
-    _check_sumsq(sumsq, xs)
+    if sumsq is not None:
+        _check_sumsq(sumsq, xs)
     if xs:
         dispatch.run("normalize", xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .chain import LastProduct, gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
-from .ops import chains, gemm_add, normalize, sum_squares
+from .ops import chains, gemm_add, normalize
 from .preconditioning import Preconditioning, aol, check_preconditioning, lift
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
 from .squaring import squaring_chain
@@ -85,8 +85,6 @@ def orthogonalize(
     if method == "svd":
         into.copy_(polar_factor(matrices))
         return out
-    sumsq = torch.empty(matrices.shape[0], dtype=torch.float64, device=G.device)
-    sum_squares([matrices], sumsq)
     groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
     chain = Orthogonalizer(
         groups,
@@ -99,9 +97,9 @@ def orthogonalize(
     )
     norm = {"eps": eps, "safety_factor": safety_factor}
     if chain.factored:
-        gemm_add(*chain.factors([matrices], sumsq, **norm), [], [into])
+        gemm_add(*chain.factors([matrices], None, **norm), [], [into])
     else:
-        (result,) = chain.run([matrices], sumsq, **norm)
+        (result,) = chain.run([matrices], None, **norm)
         into.copy_(result)
     return out
 
@@ -154,7 +152,7 @@ class Orthogonalizer:
         return [view(raw, buffer) for buffer in self.plan.inputs]
 
     def factors(
-        self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float
+        self, matrices: Sequence[Tensor], sumsq: Tensor | None, *, eps: float, safety_factor: float
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Everything but the last product: problem lists a and b, views of the scratch memory, whose products a[i] b[i]
         are the matrices orthogonalised. Arguments as of `run`."""
@@ -169,11 +167,13 @@ class Orthogonalizer:
             right.append(p.mT if tall else q)
         return left, right
 
-    def run(self, matrices: Sequence[Tensor], sumsq: Tensor, *, eps: float, safety_factor: float) -> list[Tensor]:
+    def run(
+        self, matrices: Sequence[Tensor], sumsq: Tensor | None, *, eps: float, safety_factor: float
+    ) -> list[Tensor]:
         """Orthogonalises `matrices`, a problem list in the order and of the shapes of the groups.
 
         Args:
-            sumsq: float64 [total number of matrices], their squared Frobenius norms.
+            sumsq: float64 [total number of matrices], their squared Frobenius norms; None to compute them.
 
         Returns:
             A problem list like `matrices` in shape: views of the scratch memory (of "svd": new tensors).
@@ -185,7 +185,7 @@ class Orthogonalizer:
         return [view(self.workspace, buffer) for buffer in self.plan.xs]
 
     def _run(
-        self, plan: ChainPlan, matrices: Sequence[Tensor], sumsq: Tensor, eps: float, safety_factor: float
+        self, plan: ChainPlan, matrices: Sequence[Tensor], sumsq: Tensor | None, eps: float, safety_factor: float
     ) -> None:
         xs = [view(self.workspace, buffer) for buffer in plan.normalised]
         normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)

@@ -72,11 +72,13 @@ class Maker:
         return Case("sum_squares", [xs, self.sums(sum(map(len, xs)))], {}, [1])
 
     def normalize(self) -> Case:
-        dtype, out = self.dtype(), self.dtype()
-        xs = [self.quarters(dtype, self.batch(), *self.shape()) for _ in range(self.length())]
-        sums = torch.tensor([4.0 ** self.random.randint(-2, 3) for x in xs for _ in x], dtype=torch.float64)
+        dtype, out, given = self.dtype(), self.dtype(), self.flip()
+        make = self.quarters if given else self.two_powers
+        xs = [make(dtype, self.batch(), *self.shape()) for _ in range(self.length())]
+        squares = [4.0 ** self.random.randint(-2, 3) for x in xs for _ in x]
+        sums = torch.tensor(squares, dtype=torch.float64, device=self.device) if given else None
         options = {"eps": self.random.choice([1e-7, 8.0]), "safety_factor": self.random.choice([1.0, 2.0])}
-        return Case("normalize", [xs, sums.to(self.device), [self.nan(x.shape, out) for x in xs]], options, [2])
+        return Case("normalize", [xs, sums, [self.nan(x.shape, out) for x in xs]], options, [2])
 
     def symm_gemm(self) -> Case:
         dtype, with_c = self.random.choice(HALVES), self.flip()
@@ -189,6 +191,14 @@ class Maker:
     def quarters(self, dtype: torch.dtype, *shape: int, transposed: bool | None = None) -> Tensor:
         return self.place((torch.randint(-4, 5, shape) / 4).to(self.device, dtype), transposed=transposed)
 
+    def two_powers(self, dtype: torch.dtype, batch: int, rows: int, cols: int) -> Tensor:
+        """Matrices whose norms are powers of two: a power of four equal numbers up to signs, amid zeros."""
+        equal = 4 ** (((rows * cols).bit_length() - 1) // 2)
+        x = torch.zeros(batch, rows * cols)
+        size = 2.0 ** torch.randint(-3, 4, (batch, 1))
+        x[:, torch.randperm(rows * cols)[:equal]] = size * (2 * torch.randint(0, 2, (batch, equal)) - 1)
+        return self.place(x.view(batch, rows, cols).to(self.device, dtype))
+
     def signs(self, dtype: torch.dtype, *shape: int, step: int, transposed: bool | None = None) -> Tensor:
         return self.place(torch.randint(-1, 2, shape).to(self.device, dtype), step, transposed)
 
@@ -243,6 +253,8 @@ def _listed(argument: Any) -> list[Tensor]:
 
 def _apart(argument: Any) -> Any:
     """Copies on the CPU in float64."""
+    if argument is None:
+        return None
     if isinstance(argument, list):
         return [_apart(tensor) for tensor in argument]
     return argument.detach().to("cpu", torch.float64, copy=True)

@@ -158,6 +158,21 @@ def test_sum_squares_and_normalize(dtype):
     assert_same(call)
 
 
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normalize_by_own_norms(dtype, out_dtype):
+    """Norms that are powers of two: of halves, a power of four of them."""
+
+    def call():
+        shapes = [(2, 2, 8), (0, 4, 4), (1, 8, 8), (3, 4, 1)]
+        xs = [in_layout((torch.randint(2, s) - 0.5).to(dtype), at) for s, at in zip(shapes, LAYOUTS, strict=True)]
+        outs = [torch.full_like(x, torch.nan, dtype=out_dtype) for x in xs]
+        ops.normalize(xs, None, outs, eps=2.0**-8, safety_factor=2.0)
+        return outs
+
+    assert_same(call)
+
+
 @pytest.mark.parametrize("param_dtype", DTYPES)
 @pytest.mark.parametrize("update_dtype", DTYPES)
 @pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)])

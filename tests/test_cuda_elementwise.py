@@ -383,3 +383,136 @@ def test_normalize_edges():
     with use_backend("cuda"):
         ops.normalize([x], sumsq, [out], eps=0.0)
     assert out[0].eq(0).all() and out[1].eq(0.5).all() and out[2:4].isnan().all() and out[4].eq(0).all()
+
+
+# ---- normalize by own norms ------------------------------------------------------------------------------------------
+
+OWN_NORMS = [(1, 1, 1), (0, 4, 4), (3, 4, 5), (5, 1, 4099), (2, 64, 64), (3, 129, 127), (3, 150, 200)]
+OWN_NORMS += [(2, 256, 250), (2, 300, 330), (2, 400, 500)]
+LARGE = [(1, 1600, 1600), (2, 1700, 1601)]
+"""(batch, rows, cols): clusters of 1 to 16 blocks; the largest that a cluster takes, and what is too large for one."""
+
+
+def normalized(xs, outs, **options):
+    """`outs` after the op, which must have written all of them and nothing else of their memory."""
+    before = [x.clone() for x in xs]
+    ops.normalize(xs, None, outs, **options)
+    for x, old, out in zip(xs, before, outs, strict=True):
+        assert torch.equal(x, old)
+        memory = out.as_strided((out.untyped_storage().nbytes() // out.itemsize,), (1,), 0)
+        assert memory.isnan().sum() == memory.numel() - out.numel()
+    return outs
+
+
+def check_own_norms(xs, outs, safety_factor=1.5):
+    for x, out in zip(xs, normalized(xs, outs, eps=1e-7, safety_factor=safety_factor), strict=True):
+        exact = x.double() / (safety_factor * x.double().square().sum((1, 2), keepdim=True).sqrt())
+        assert_rounded_once(out, exact, exact.abs())
+
+
+def like(x, dtype, layout):
+    return in_layout(torch.full(x.shape, torch.nan, dtype=dtype, device="cuda"), layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("layouts", list(itertools.product(LAYOUTS, repeat=2)), ids="-".join)
+def test_normalize_by_own_norms(layouts, out_dtype, dtype):
+    shapes = OWN_NORMS + LARGE if dtype == out_dtype else OWN_NORMS
+    xs = [in_layout(torch.randn(shape, device="cuda").to(dtype), layouts[0]) for shape in shapes]
+    check_own_norms(xs, [like(x, out_dtype, layouts[1]) for x in xs])
+
+
+def test_normalize_by_own_norms_of_views_that_begin_and_end_anywhere():
+    xs, outs = [], []
+    for i, n in enumerate(SIZES):
+        for offset in (0, 1, 3):
+            xs.append(randn((1, 1, n), torch.bfloat16, offset))
+            outs.append(in_layout(torch.full_like(xs[-1], torch.nan), LAYOUTS[(i + offset) % 4]))
+    check_own_norms(xs, outs)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "padded"])
+def test_normalize_by_own_norms_of_thousands_of_matrices(layout):
+    """More than a table holds, of several sizes of clusters."""
+    shapes = [(1400, 5, 8), (500, 120, 130), (500, 250, 200)]
+    xs = [in_layout(torch.randn(shape, device="cuda").bfloat16(), layout) for shape in shapes]
+    check_own_norms(xs, [like(x, torch.float16, layout) for x in xs])
+
+
+def test_normalize_by_own_norms_same_bits_alone_and_in_company():
+    shapes = [*OWN_NORMS, *LARGE, (7, 500, 300), (3, 768, 768)]
+    xs = [
+        in_layout(torch.randn(shape, device="cuda").bfloat16(), LAYOUTS[i % len(LAYOUTS)])
+        for i, shape in enumerate(shapes)
+    ]
+    outs = normalized(
+        xs, [like(x, torch.float32, "padded" if i % 2 else "contiguous") for i, x in enumerate(xs)], eps=0.0
+    )
+    for x, out in zip(xs, outs, strict=True):
+        together = out.clone()
+        for i in range(len(x)):
+            out[i].fill_(torch.nan)
+            ops.normalize([x[i : i + 1]], None, [out[i : i + 1]], eps=0.0)
+        assert torch.equal(out, together)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 50), (300, 301), (1000, 1100), (1700, 1801)])
+def test_normalize_by_own_norms_edges(shape):
+    """Neighbours of matrices that are zero, not finite, tiny or huge are as they would be."""
+    x = torch.randn(7, *shape, device="cuda")
+    x[0], x[3], x[4], x[6] = 0.0, x[3] * 1e-30, x[4].sign() * 1e30, x[6].sign() * 1e-44
+    x[1, -1, -1], x[5, 0, 0] = torch.nan, -torch.inf
+    out = torch.full_like(x, torch.nan)
+    ops.normalize([x], None, [out], eps=0.0)
+    norms = x.double().square().sum((1, 2), keepdim=True).sqrt()
+    exact = x.double() / norms
+    assert out[0].eq(0).all() and out[1].isnan().all() and out[5].isnan().all() and out[6].eq(0).all()
+    for i in (2, 3, 4):
+        assert_rounded_once(out[i], exact[i], exact[i].abs())
+    ops.normalize([x], None, [out], eps=2e6)
+    assert out[0].eq(0).all() and out[1].isnan().all() and out[5].isnan().all() and out[6].eq(0).all()
+    for i in (2, 3):
+        assert_rounded_once(out[i], x[i].double() / 2e6, x[i].double().abs() / 2e6)
+    assert_rounded_once(out[4], exact[4], exact[4].abs())
+
+
+def test_normalize_by_own_norms_on_another_stream():
+    x = torch.zeros(3, 900, 1000, device="cuda")
+    out = torch.full_like(x, torch.nan)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)  # work on the wrong stream would overtake this
+        x.normal_()
+        check_own_norms([x], [out])
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def test_normalize_by_own_norms_in_a_cuda_graph_sees_new_matrices():
+    xs = [torch.randn(shape, device="cuda").bfloat16() for shape in [*OWN_NORMS, *LARGE]]
+    outs = [like(x, torch.float16, "padded") for x in xs]
+    check_own_norms(xs, outs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ops.normalize(xs, None, outs, eps=1e-7)
+    for _ in range(3):
+        for x in xs:
+            x.normal_()
+        poison(*outs)
+        graph.replay()
+        for x, out in zip(xs, outs, strict=True):
+            exact = x.double() / x.double().square().sum((1, 2), keepdim=True).sqrt()
+            assert_rounded_once(out, exact, exact.abs())
+
+
+def test_normalize_after_and_before_other_kernels():
+    """Whose ends and beginnings its launches overlap: what it reads was just written, what it wrote is read at once."""
+    for _ in range(20):
+        x = torch.randn(4, 500, 600, device="cuda")
+        half, out, again = x.half(), torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+        norms = torch.empty(4, dtype=torch.float64, device="cuda")
+        ops.normalize([half], None, [out], eps=0.0)
+        ops.normalize([out], None, [again], eps=0.0)
+        ops.sum_squares([again], norms)
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-5, atol=0)

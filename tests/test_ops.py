@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import LAYOUTS, general_products, in_layout, symmetric_products, tensor_list
+from torch.utils import _pytree as pytree
 
 from muon_kernels import ops
 from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, rows_of, view
@@ -50,14 +51,8 @@ def calls():
     (*lists, sumsq), kwargs = prologue_call()
     yield "prologue", (*(tensors[:few] for tensors in lists), sumsq[:few]), kwargs
     x = [torch.randn(3, 4, 5), torch.randn(1, 2, 2)]
-    yield (
-        "normalize",
-        (x, torch.rand(4, dtype=torch.float64), [torch.empty_like(t) for t in x]),
-        {
-            "eps": 1e-7,
-            "safety_factor": 1.0,
-        },
-    )
+    for sumsq in (torch.rand(4, dtype=torch.float64), None):
+        yield "normalize", (x, sumsq, [torch.empty_like(t) for t in x]), {"eps": 1e-7, "safety_factor": 1.0}
     yield "sum_squares", (x, torch.empty(4, dtype=torch.float64)), {}
     for with_c in (True, False):
         p = symmetric_products(torch.float32, "cpu", with_c=with_c)
@@ -109,7 +104,7 @@ def test_fullgraph(name, args, kwargs):
     """The public function, checks included, compiles without a graph break and changes the same tensors."""
 
     def copies():
-        return [[t.clone() for t in a] if isinstance(a, list) else a.clone() for a in args]
+        return pytree.tree_map_only(torch.Tensor, torch.clone, list(args))
 
     def function(*args, **kwargs):
         if name == "chains":
@@ -181,6 +176,28 @@ def test_normalize(dtype):
             out.double().square().sum((1, 2)).sqrt(), out.new_full((), 0.5, dtype=torch.float64).expand(out.shape[0]),
             rtol=EPSILON[dtype], atol=0,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normalize_by_own_norms(dtype, size):
+    xs = [in_layout(torch.randn(2, 7, 5).to(dtype) * size, layout) for layout in LAYOUTS] + [
+        torch.empty(0, 3, 3).to(dtype)
+    ]
+    outs = [torch.full_like(x, torch.nan, dtype=torch.float64) for x in xs]
+    ops.normalize(xs, None, outs, eps=0.0, safety_factor=2.0)
+    for x, out in zip(xs, outs, strict=True):
+        expected = x.double() / (2 * x.double().square().sum((1, 2), keepdim=True).sqrt())
+        torch.testing.assert_close(out, expected, rtol=1e-14, atol=0)
+
+
+def test_normalize_by_own_norms_edges():
+    x = torch.tensor([0.0, 1.0, torch.inf, torch.nan, 1e-42])[:, None, None].repeat(1, 2, 2)
+    out = torch.full_like(x, torch.nan)
+    ops.normalize([x], None, [out], eps=0.0)
+    assert out[0].eq(0).all() and out[1].eq(0.5).all() and out[2:4].isnan().all() and out[4].eq(0).all()
+    ops.normalize([x], None, [out], eps=8.0)
+    assert out[1].eq(0.125).all() and out[2:4].isnan().all()
 
 
 def test_chains():

@@ -323,6 +323,15 @@ def test_sum_squares(dtype):
     torch.testing.assert_close(sumsq, expected, rtol=1e-12, atol=0)
 
 
+def test_normalize_by_own_norms():
+    xs = [in_layout(torch.randn(2, *shape, device=DEVICE), "padded") for shape in ((7, 33), (64, 64), (3, 9000))]
+    outs = [torch.full(x.shape, torch.nan, device=DEVICE) for x in xs]
+    ops.normalize(xs, None, outs, eps=1e-7, safety_factor=2.0)
+    for x, out in zip(xs, outs, strict=True):
+        norms = 2.0 * x.double().square().sum((1, 2), keepdim=True).sqrt()
+        torch.testing.assert_close(out.double(), x.double() / norms, rtol=3e-7, atol=0)
+
+
 def test_normalize_edges():
     x = torch.ones(4, 2, 2, device=DEVICE)
     sumsq = torch.tensor([0.0, 4.0, torch.inf, torch.nan], dtype=torch.float64, device=DEVICE)

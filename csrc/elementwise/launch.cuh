@@ -29,4 +29,20 @@ cudaError_t launch(void (*kernel)(Parameters...), uint32_t blocks, cudaStream_t 
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
+// The same in clusters of `cluster` blocks, each of any shape. From sm_90 on.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_clusters(void (*kernel)(Parameters...), uint32_t blocks, uint32_t cluster, dim3 threads,
+                            cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[] = {dependent_launch(), {}};
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 }  // namespace muon_kernels

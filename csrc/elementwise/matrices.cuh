@@ -45,6 +45,9 @@ class Matrices {
     return true;
   }
 
+  // How many chunks visit() shows, give or take one: a function of sizes and strides, not of addresses.
+  int64_t chunks() const { return dense() ? (rows_ * cols_ + kChunk - 1) / kChunk : strided().chunks(); }
+
  private:
   static constexpr int kOperands = sizeof...(Ts);
 

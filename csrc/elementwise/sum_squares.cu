@@ -1,52 +1,20 @@
 // sum_squares: the squared Frobenius norm of every matrix of a list, in float64.
 //
-// One block per chunk, one pass over memory: reads x; a second kernel adds up the chunks of a matrix. Squares are summed in
-// float64, so that nothing overflows or vanishes. A table holds 2039 dense or 741 strided matrices; longer lists take
-// several launches.
+// One block per chunk, one pass over memory: reads x; a second kernel adds up the chunks of a matrix. A table holds
+// 2039 dense or 741 strided matrices; longer lists take several launches.
 // Limits: at most 2^31 - 1 chunks of 4096 elements per matrix.
 
 #include <cstdint>
 
 #include "dispatch.cuh"
 #include "launch.cuh"
-#include "pack.cuh"
+#include "squares.cuh"
 #include "sums.cuh"
 #include "table.cuh"
 #include "walk.cuh"
 
 namespace muon_kernels {
 namespace {
-
-template <typename X>
-class Squares {
- public:
-  template <int W>
-  struct Input {
-    Pack<X, W> x;
-  };
-
-  __device__ explicit Squares(void* const (&data)[1]) : data_(data) {}
-
-  template <int W, class Span>
-  __device__ Input<W> load(const Span& span) const {
-    return {muon_kernels::load<X, W, 0>(data_[0], span)};
-  }
-
-  template <int W, class Span>
-  __device__ void finish(const Span&, const Input<W>& input) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-      const double value = to_float(input.x.value[i]);  // 0 where there is no element
-      sum_ += value * value;
-    }
-  }
-
-  __device__ double sum() const { return sum_; }
-
- private:
-  void* const (&data_)[1];
-  double sum_ = 0.0;
-};
 
 template <typename X, class View>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
@@ -56,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const uint32_t chunk = blockIdx.x - table.first_block[t];
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
-  Squares<X> op(view.data);
+  Squares<X> op(view.data[0]);
   walk_chunk<2>(view, chunk, op);
   const double sum = block_sum(op.sum());
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;

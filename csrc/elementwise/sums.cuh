@@ -5,21 +5,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "block_sum.cuh"
 #include "launch.cuh"
 #include "table.cuh"
 
 namespace muon_kernels {
-
-// The sum over the block in thread 0, in a fixed order.
-__device__ inline double block_sum(double value) {
-  __shared__ double warp_sum[kThreads / 32];
-  for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
-  if (threadIdx.x % 32 == 0) warp_sum[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = warp_sum[0];
-  for (int w = 1; w < kThreads / 32; ++w) value += warp_sum[w];
-  return value;
-}
 
 // Where a tensor's partial sums lie.
 struct Partials {

@@ -54,8 +54,18 @@ class MultiTensorLaunch {
  public:
   explicit MultiTensorLaunch(Launch launch) : launch_(launch) {}
 
-  cudaError_t add(const Flat<Ts...>& view, const Payload& payload) { return add_to(flat_, view, payload); }
-  cudaError_t add(const Strided<Ts...>& view, const Payload& payload) { return add_to(strided_, view, payload); }
+  // As one block a chunk.
+  template <class View>
+  cudaError_t add(const View& view, const Payload& payload) {
+    return add(view, payload, view.chunks());
+  }
+
+  cudaError_t add(const Flat<Ts...>& view, const Payload& payload, int64_t blocks) {
+    return add_to(flat_, view, payload, blocks);
+  }
+  cudaError_t add(const Strided<Ts...>& view, const Payload& payload, int64_t blocks) {
+    return add_to(strided_, view, payload, blocks);
+  }
 
   cudaError_t finish() {
     const cudaError_t error = flush(flat_);
@@ -74,19 +84,18 @@ class MultiTensorLaunch {
   };
 
   template <class View>
-  cudaError_t add_to(Pending<View>& pending, const View& view, const Payload& payload) {
-    const int64_t chunks = view.chunks();
-    if (chunks == 0) return cudaSuccess;
-    if (chunks > kMaxBlocks) return cudaErrorInvalidValue;
+  cudaError_t add_to(Pending<View>& pending, const View& view, const Payload& payload, int64_t blocks) {
+    if (blocks == 0) return cudaSuccess;
+    if (blocks > kMaxBlocks) return cudaErrorInvalidValue;
     Table<View, Payload>& table = pending.table;
-    if (table.count == table.kCapacity || pending.blocks + chunks > kMaxBlocks) {
+    if (table.count == table.kCapacity || pending.blocks + blocks > kMaxBlocks) {
       if (const cudaError_t error = flush(pending); error != cudaSuccess) return error;
     }
     table.packed[table.count] = view.packed();
     if (!table.kEmpty) table.payload[table.count] = payload;
     table.first_block[table.count] = static_cast<uint32_t>(pending.blocks);
     ++table.count;
-    pending.blocks += chunks;
+    pending.blocks += blocks;
     return cudaSuccess;
   }
 

@@ -85,13 +85,23 @@ def sum_squares(xs: list[Tensor], sumsq: Tensor) -> None:
         items.launch(sumsq.data_ptr(), partials.data_ptr(), stream)
 
 
-def normalize(xs: list[Tensor], sumsq: Tensor, outs: list[Tensor], *, eps: float, safety_factor: float) -> None:
-    """See `muon_kernels.ops.normalize`. One launch for up to 1019 dense matrices."""
-    _check_contiguous(sumsq)
+def normalize(xs: list[Tensor], sumsq: Tensor | None, outs: list[Tensor], *, eps: float, safety_factor: float) -> None:
+    """See `muon_kernels.ops.normalize`. One launch for up to 1019 dense matrices.
+
+    Without `sumsq`, from sm_90 on, one launch for all matrices of equal clusters (1, 2, 4, 8 or 16 blocks, by size) up
+    to 2.6 million elements, of which there may be 1359; larger ones take `sum_squares` and `normalize`.
+    """
+    if sumsq is not None:
+        _check_contiguous(sumsq)
+    items = extension.load().Normalize(xs, outs)
     device = xs[0].device
     with on_device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        extension.load().normalize(xs, outs, sumsq.data_ptr(), eps, safety_factor, stream)
+        if sumsq is None:
+            scratch = torch.empty(items.scratch(), dtype=torch.float64, device=device)
+            items.launch(0, scratch.data_ptr(), eps, safety_factor, stream)
+        else:
+            items.launch(sumsq.data_ptr(), 0, eps, safety_factor, stream)
 
 
 def apply(

@@ -1,5 +1,5 @@
 """Ops made of simpler ones, for backends that have no kernel for them: chains product by product, a product and then a
-step of parameters with it."""
+step of parameters with it, sums of squares and then what they normalise."""
 
 from __future__ import annotations
 
@@ -56,6 +56,20 @@ def stored_first(gemm_add: Op, apply: Op) -> Op:
             )
 
     return gemm_apply
+
+
+def summed_first(sum_squares: Op, normalize: Op) -> Op:
+    """The op `normalize`, also without sums, on top of `sum_squares` and of a `normalize` that is given them."""
+
+    def with_own_sums(
+        xs: list[Tensor], sumsq: Tensor | None, outs: list[Tensor], *, eps: float, safety_factor: float
+    ) -> None:
+        if sumsq is None:
+            sumsq = torch.empty(sum(map(len, xs)), dtype=torch.float64, device=xs[0].device)
+            sum_squares(xs, sumsq)
+        normalize(xs, sumsq, outs, eps=eps, safety_factor=safety_factor)
+
+    return with_own_sums
 
 
 def one_by_one(symm_gemm: Op, gemm_add: Op) -> Op:

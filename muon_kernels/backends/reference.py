@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .products import one_by_one, stored_first
+from .products import one_by_one, stored_first, summed_first
 
 NAME = "reference"
 
@@ -185,7 +185,7 @@ def _math_dtype(*tensors: Tensor) -> torch.dtype:
 OPS: dict[str, Callable[..., None]] = {
     "prologue": prologue,
     "sum_squares": sum_squares,
-    "normalize": normalize,
+    "normalize": summed_first(sum_squares, normalize),
     "symm_gemm": symm_gemm,
     "gemm_add": gemm_add,
     "chains": one_by_one(symm_gemm, gemm_add),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..coefficients import resolve_coefficients
-from ..ops import apply, prologue, sum_squares
+from ..ops import apply, prologue
 from ..orthogonalize import Orthogonalizer
 from ..schedule import chain_waves
 from ..variants.weight_decay import with_cautious_decay
@@ -53,7 +53,7 @@ class BucketStep:
     """One step of a bucket, with its group's options.
 
     What the prologue writes travels in the dtype in which one process would keep it, so that an owner sees the same
-    bits; it sums the squares of the assembled matrix by `sum_squares`, on a CPU in the order of the prologue.
+    bits; `normalize` sums the squares of the assembled matrix, on a CPU in the order of the prologue.
     """
 
     def __init__(
@@ -156,9 +156,7 @@ class BucketStep:
             for number, matrix in zip(numbers, matrices, strict=True):
                 for segment in wave.gather.received[number]:
                     _within(matrix, segment.piece).copy_(_read(gathered, segment))
-            sumsq = torch.empty(len(matrices), dtype=torch.float64, device=self.device)
-            sum_squares(chain.inputs, sumsq)
-            orthogonal = chain.run(chain.inputs, sumsq, eps=group["eps"], safety_factor=group["safety_factor"])
+            orthogonal = chain.run(chain.inputs, None, eps=group["eps"], safety_factor=group["safety_factor"])
             if self._moments is not None:
                 orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
             done = [matrix for batch in orthogonal for matrix in batch.unbind(0)]

@@ -137,8 +137,24 @@ cudaError_t launch_sum_squares(const SumSquaresItem* items, int64_t count, DType
   return cudaSuccess;
 }
 
+int64_t normalize_scratch(const NormalizeItem* items, int64_t count, const NormalizeArgs&) {
+  int64_t matrices = 0;
+  for (int64_t i = 0; i < count; ++i) matrices += items[i].batch;
+  return matrices;
+}
+
 cudaError_t launch_normalize(const NormalizeItem* items, int64_t count, const NormalizeArgs& args, cudaStream_t) {
   const double* sumsq = args.sumsq;
+  if (!sumsq) {
+    double* next = args.scratch;
+    for (const NormalizeItem* item = items; item < items + count; next += item++->batch) {
+      const MatrixBatch x{item->x.data, item->x_batch_stride, item->x.row_stride, item->x.col_stride};
+      const SumSquaresItem squares{item->batch, item->rows, item->cols, x};
+      std::vector<double> partials(item->batch);
+      launch_sum_squares(&squares, 1, args.x_dtype, next, partials.data(), nullptr);
+    }
+    sumsq = args.scratch;
+  }
   for (const NormalizeItem* item = items; item < items + count; ++item) {
     for (int64_t batch = 0; batch < item->batch; ++batch, ++sumsq) {
       const double norm = std::sqrt(*sumsq) * args.safety_factor;
