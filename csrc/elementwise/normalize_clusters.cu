@@ -27,7 +27,7 @@ namespace {
 
 constexpr int kGroups = 4;           // 1024 threads: few blocks with many loads in flight
 constexpr int kLargestCluster = 16;  // more than 8 are not portable: the device is asked
-constexpr int kGroupChunks = 10;     // at most for one group: 2.6 million elements in a cluster of 16
+constexpr int kGroupChunks = 3;      // at most for one group: 0.79 million elements in a cluster of 16
 
 template <typename X, typename O, class View>
 __global__ void __launch_bounds__(kThreads * kGroups)
