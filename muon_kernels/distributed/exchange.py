@@ -29,7 +29,7 @@ class Exchange:
 
     send, receive: segments in the order of the peers, and for each peer in the plan's order.
     send_splits, receive_splits: elements for, and from, each peer.
-    discarded: segments after `send`, for what has to be computed here and goes nowhere.
+    discarded: segments for what has to be computed here and goes nowhere: all in one place after `send`.
     moves: whether anything leaves any rank; if not, what is sent is what is received, and no collective runs.
     """
 
@@ -118,7 +118,8 @@ def _wave(plan: Plan, rank: int, assignments: list[tuple[int, Assignment]]) -> W
 def _exchange(send: _Buffer, receive: _Buffer, unsent: _Buffer | None, *, moves: bool) -> Exchange:
     sent, send_splits = send.laid_out(0)
     received, receive_splits = receive.laid_out(0)
-    discarded = unsent.laid_out(sum(send_splits))[0] if unsent else ()
+    end = sum(send_splits)
+    discarded = tuple(segment._replace(offset=end) for segment in unsent.laid_out(0)[0]) if unsent else ()
     return Exchange(sent, send_splits, received, receive_splits, discarded, moves)
 
 

@@ -249,14 +249,15 @@ def _draft(
     copies = 1 if redundant else _copies(mesh, parameter.param)
     gathers, scatters = bool(state[owner] < whole), bool(param[owner] < whole)
     kind: Kind = "redundant" if redundant else "owner" if gathers or scatters or copies > 1 else "local"
-    owned, relayed = np.zeros_like(state), param
+    owned, sent, relayed = np.zeros_like(state), state, param
     if redundant:
         owned[replica_sets(mesh, parameter.state)[owner]] = whole
     else:
         owned[owner] = whole
+        sent = state * beside(mesh, parameter.state, owner)
         relayed = param * beside(mesh, parameter.param, owner)
     assignment = Assignment(candidate.parameter, matrix, kind, owner, 0, gathers, scatters, copies > 1)
-    traffic = np.stack([state, owned, relayed, relayed * (copies - 1), param - relayed])
+    traffic = np.stack([sent, owned, relayed, relayed * (copies - 1), param - relayed])
     return _Draft(assignment, -candidate.negative_cost, traffic)
 
 

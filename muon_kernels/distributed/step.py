@@ -106,7 +106,7 @@ class BucketStep:
         """The prologue, straight into the send buffer."""
         exchange = wave.gather
         segments = (*exchange.send, *exchange.discarded)
-        send = torch.empty(segments[-1].stop if segments else 0, dtype=self._wire, device=self.device)
+        send = torch.empty(max((s.stop for s in segments), default=0), dtype=self._wire, device=self.device)
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor, Tensor]]] = {}
         for segment in segments:
             part = self._part(segment)
