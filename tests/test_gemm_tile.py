@@ -20,6 +20,7 @@ def choose(symmetric, *sizes, multiprocessors=H100, address=0):
     [
         (False, [(1, 8192, 8192, 8192)], WIDE_PAIR),
         (False, [(12, 768, 3072, 768)], OBLONG),
+        (False, [(16, 2048, 2048, 2048)], WIDE_PAIR),
         (True, [(1, 8192, 8192, 8192)], WIDE_PAIR),
         (True, [(1, 4096, 4096, 4096)], WIDE),
         (True, [(16, 2048, 2048, 2048)], PAIR),

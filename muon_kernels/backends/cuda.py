@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import extension
 from . import cuda_chains, cuda_gemm_apply, cuda_products, cuda_wave
 from .cuda_scalars import address, step_arguments
-from .device import capability, on_device
+from .device import capability, current_stream, on_device
 
 NAME = "cuda"
 
@@ -69,7 +69,7 @@ def prologue(
     items = extension.load().Prologue(grads, momenta, outs)
     with on_device(device):
         partials = torch.empty(items.partials(), dtype=torch.float64, device=device)
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = current_stream(device)
         items.launch(momentum, nesterov, ema, maximize, *scalars, sumsq.data_ptr(), partials.data_ptr(), stream)
     torch.autograd.graph.increment_version(momenta)
 
@@ -81,7 +81,7 @@ def sum_squares(xs: list[Tensor], sumsq: Tensor) -> None:
     device = xs[0].device
     with on_device(device):
         partials = torch.empty(items.partials(), dtype=torch.float64, device=device)
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = current_stream(device)
         items.launch(sumsq.data_ptr(), partials.data_ptr(), stream)
 
 
@@ -96,7 +96,7 @@ def normalize(xs: list[Tensor], sumsq: Tensor | None, outs: list[Tensor], *, eps
     items = extension.load().Normalize(xs, outs)
     device = xs[0].device
     with on_device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = current_stream(device)
         if sumsq is None:
             scratch = torch.empty(items.scratch(), dtype=torch.float64, device=device)
             items.launch(0, scratch.data_ptr(), eps, safety_factor, stream)
@@ -117,7 +117,7 @@ def apply(
     device = params[0].device
     step = step_arguments(lr, weight_decay, found_inf, device)
     with on_device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = current_stream(device)
         extension.load().apply(params, updates, scales, *step, stream)
     # Autograd does not see writes through pointers; a stale saved parameter must be an error in backward.
     torch.autograd.graph.increment_version(params)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import extension
 from .cuda_products import DTYPES
-from .device import on_device
+from .device import current_stream, on_device
 
 
 def chains(
@@ -20,7 +19,7 @@ def chains(
     items = _items(tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
     device = workspace[0].device
     with on_device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = current_stream(device)
         items.launch(DTYPES[workspace[0].dtype], workspace[0].data_ptr(), stream)
 
 

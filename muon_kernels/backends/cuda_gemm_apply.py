@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import extension
 from .cuda_scalars import Step
-from .device import on_device
+from .device import current_stream, on_device
 
 _PARAM_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """csrc/api.h's DType."""
@@ -102,7 +102,7 @@ def _launch(
     ]
     device = a[0].device
     with on_device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = current_stream(device)
         extension.load().gemm_apply(items, targets, scales, _PARAM_DTYPES[dtype], alpha, overwrite, *step, stream)
 
 

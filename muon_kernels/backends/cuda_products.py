@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import extension
 from . import cuda_gemm_apply
-from .device import capability, on_device
+from .device import capability, current_stream, on_device
 
 _CAPABILITY = 90
 DTYPES = {torch.bfloat16: 1, torch.float16: 2}
@@ -83,7 +83,7 @@ def launch(
     items = _items(symmetric, a, b, c, outs)
     device = outs[0].device
     with on_device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = current_stream(device)
         extension.load().gemm(symmetric, items, DTYPES[outs[0].dtype], alpha, beta, delta, tile, stream)
 
 

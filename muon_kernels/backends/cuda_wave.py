@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import extension
 from .cuda_scalars import address, step_arguments
-from .device import on_device
+from .device import current_stream, on_device
 
 if TYPE_CHECKING:
     from ..orthogonalize import ChainPlan
@@ -61,7 +61,7 @@ def wave(
             *arguments,
             sumsq.data_ptr(),
             sumsq.data_ptr() + len(grads) * sumsq.itemsize,  # the kernel's partial sums
-            torch.cuda.current_stream(device).cuda_stream,
+            current_stream(device),
         )
     torch.autograd.graph.increment_version(momenta)
     torch.autograd.graph.increment_version(params)
