@@ -36,14 +36,20 @@ class Bucket(NamedTuple):
 
 
 def fill_bucket(
-    group: dict[str, Any], params: list[Tensor], targets: list[Tensor], states: Mapping[Tensor, dict[str, Any]]
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    targets: list[Tensor],
+    states: Mapping[Tensor, dict[str, Any]],
 ) -> tuple[Bucket, list[Tensor]]:
     """The matrices of a group, and for each the parameter that it belongs to. An empty parameter has none.
 
     One list after the other, each for all parameters: this runs in every step while the device may have nothing to do.
+    Lists that need no change are the bucket's.
 
     Args:
         params: those of the group that have a gradient.
+        grads: their gradients.
         targets: what is stepped of each, the parameter itself or its copy of higher precision.
         states: of the parameters; what a step needs is created where it is missing.
     """
@@ -56,7 +62,6 @@ def fill_bucket(
     else:
         stored = [store.stored(state, target, cut) for state, target in zip(own, targets, strict=True)]
         momenta, blocks = [codes for codes, _ in stored], [maxima for _, maxima in stored]
-    grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
     if layout == "shards":
         targets, grads, momenta = (list(map(local, tensors)) for tensors in (targets, grads, momenta))
     if not all(map(Tensor.numel, targets)):
@@ -66,17 +71,18 @@ def fill_bucket(
     moments: list[list[Tensor]] = []
     if normalizer is not None:
         moments = [normalizer.moments(state, target, cut) for state, target in zip(own, targets, strict=True)]
-    views = [[target] for target in targets]
-    owners = params
+    matrices, owners, views = targets, params, None
     if cut is not None:
         grads = [ordered_like(target, grad) for target, grad in zip(targets, grads, strict=True)]
-        views = [split(target, cut) for target in targets]
         grads, momenta = (_flat([split(x, cut) for x in tensors]) for tensors in (grads, momenta))
-        owners = _flat([[p] * len(matrices) for p, matrices in zip(params, views, strict=True)])
+        views = [split(target, cut) for target in targets]
+        matrices = _flat(views)
+        owners = _flat([[p] * len(cut_up) for p, cut_up in zip(params, views, strict=True)])
     keys: list[list[Tensor]] = []
     if group["rounding"] == "stochastic":
-        keys = [rounding_keys(state, matrices) for state, matrices in zip(own, views, strict=True)]
-    return Bucket(_flat(views), grads, momenta, _flat(moments), _flat(blocks), _flat(keys)), owners
+        of_each = views or [[target] for target in targets]
+        keys = [rounding_keys(state, mine) for state, mine in zip(own, of_each, strict=True)]
+    return Bucket(matrices, grads, momenta, _flat(moments), _flat(blocks), _flat(keys)), owners
 
 
 @contextmanager

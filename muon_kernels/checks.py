@@ -60,6 +60,28 @@ def check_lr(lr: float | Tensor) -> None:
         raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
 
 
+MUON_OPTIONS = (
+    "momentum",
+    "ns_coefficients",
+    "ns_steps",
+    "method",
+    "adjust_lr_fn",
+    "layout",
+    "eps",
+    "safety_factor",
+    "compute_dtype",
+    "period",
+    "block_lr_scale",
+    "preconditioning",
+    "momentum_dtype",
+    "momentum_store",
+    "normalizer",
+    "rounding",
+    "weight_decay_rule",
+)
+"""What `check_muon` looks at."""
+
+
 def check_muon(options: dict[str, Any]) -> None:
     """Raises TypeError or ValueError for an option of a Muon group that is out of its range."""
     check_momentum(options["momentum"])

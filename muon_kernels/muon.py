@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from .periodic import advance, steps_shards
 from .preconditioning import Preconditioning
 from .report import parameter_table
 from .scaling import Rule
-from .schedule import Launch, Schedule, lr_scale
+from .schedule import Described, Launch, Schedule, lr_scale
 from .variants import Int8Momentum, Normalizer, Rounding, WeightDecayRule
 from .variants.rounding import check_rounded
 from .wave import step_wave
@@ -44,6 +44,14 @@ class _LossScale(NamedTuple):
 
     def on(self, device: torch.device) -> _LossScale:
         return _LossScale(*(None if value is None else value.to(device, non_blocking=True) for value in self))
+
+
+class _Work(NamedTuple):
+    """A group's parameters with a gradient that it steps without other ranks, and these gradients."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
 
 
 class Muon(ExactStateOptimizer):
@@ -258,24 +266,21 @@ class Muon(ExactStateOptimizer):
         work = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            work.append((group, params if steps_shards(group) else self._shares.without(params)))
+            params = params if steps_shards(group) else self._shares.without(params)
+            work.append(_Work(group, params, [p.grad for p in params]))  # type: ignore[misc]
+        described = []
 
         def check() -> None:
-            for number, (group, params) in enumerate(work):
-                self._schedule.check_grads(number, params)
+            for number, (group, params, grads) in enumerate(work):
+                described.append(self._schedule.check(number, group, params, grads))
                 check_rounded(group["rounding"], params)
                 check_lr(group["lr"])
-                if group["use_muon"]:
-                    check_muon(group)
 
         shared = self._shares.prepare(self.param_groups, self.state, self._masters, self._workspace_bytes, check)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params in work]
-        planned = [
-            self._plan(number, group, params, targets)
-            for number, ((group, params), targets) in enumerate(zip(work, opened, strict=True))
-        ]
-        for (group, params), targets, launches in zip(work, opened, planned, strict=True):
+        opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params, _ in work]
+        planned = [self._plan(i, *of_group) for i, of_group in enumerate(zip(work, opened, described, strict=True))]
+        for (group, params, _), targets, launches in zip(work, opened, planned, strict=True):
             for launch, stored in launches:
                 scale = amp.on(launch.device)
                 with open_bucket(group, stored, scale.found_inf) as matrices:
@@ -311,13 +316,13 @@ class Muon(ExactStateOptimizer):
         return parameter_table(self.param_groups, lr_scale, shared)
 
     def _plan(
-        self, number: int, group: dict[str, Any], params: list[Tensor], targets: list[Tensor]
+        self, number: int, work: _Work, targets: list[Tensor], described: Sequence[Described]
     ) -> list[tuple[Launch, Bucket]]:
         """What of a group with Muon is launched together, one after the other; of another nothing."""
-        if not group["use_muon"]:
+        if not work.group["use_muon"]:
             return []
-        bucket, owners = fill_bucket(group, params, targets, self.state)
-        launches = self._schedule.launches(number, group, bucket, owners, self._workspace_bytes)
+        bucket, owners = fill_bucket(*work, targets, self.state)
+        launches = self._schedule.launches(number, work.group, bucket, owners, described, self._workspace_bytes)
         return [(launch, bucket.select(launch.wave.order)) for launch in launches]
 
     def _workspace_bytes(self, device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from . import extension
 from .buckets import Bucket, open_bytes
-from .checks import check_grads
+from .checks import MUON_OPTIONS, check_grads, check_muon
 from .coefficients import Row, resolve_coefficients
 from .dispatch import PLAIN
 from .matrices import Layout, step_factor
@@ -49,6 +50,13 @@ class Launch(NamedTuple):
     device: torch.device
 
 
+class Described(NamedTuple):
+    """A list of tensors and what `describe` says of it."""
+
+    tensors: list[Tensor]
+    like: Any
+
+
 class Schedule:
     """What a step needs to know of every group of an optimizer, found again as long as nothing that decides it changes.
 
@@ -58,21 +66,38 @@ class Schedule:
 
     def __init__(self) -> None:
         self._checked: dict[int, Any] = {}
+        self._options: dict[int, list[Any]] = {}
         self._kept: dict[int, deque[tuple[Any, list[Launch]]]] = {}
 
-    def check_grads(self, number: int, params: list[Tensor]) -> None:
-        """`checks.check_grads` for the parameters of a group, if they or their gradients are not as in its last step.
+    def check(self, number: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Described]:
+        """`checks.check_grads`, and `checks.check_muon` of a group with Muon, if the parameters or their gradients, or
+        an option, are not as in the group's last step.
 
         Args:
             number: of the group.
+            params, grads: those of the group that have a gradient, and these.
+
+        Returns:
+            What `launches` need not describe again.
         """
         if torch.compiler.is_compiling():
             check_grads(params)
-            return
-        found = describe(params), describe([p.grad for p in params])  # type: ignore[misc]
+            if group["use_muon"]:
+                check_muon(group)
+            return []
+        described = [Described(tensors, describe(tensors)) for tensors in (params, grads)]
+        found = [of.like for of in described]
         if found != self._checked.get(number):
             check_grads(params)
             self._checked[number] = found
+        if group["use_muon"]:
+            options = [group[name] for name in MUON_OPTIONS]
+            known = self._options.get(number)
+            # The same objects: what is equal may be of another type.
+            if known is None or not all(map(operator.is_, options, known)):
+                check_muon(group)
+                self._options[number] = options
+        return described
 
     def launches(
         self,
@@ -80,6 +105,7 @@ class Schedule:
         group: dict[str, Any],
         bucket: Bucket,
         owners: list[Tensor],
+        described: Sequence[Described],
         max_bytes: Callable[[torch.device], int],
     ) -> list[Launch]:
         """What of a group runs together in the coming step, one after the other.
@@ -87,6 +113,7 @@ class Schedule:
         Args:
             number: of the group.
             bucket, owners: of the coming step, as `fill_bucket` returns them.
+            described: lists that may be the bucket's.
             max_bytes: bound on scratch memory, by device.
 
         Raises:
@@ -95,15 +122,16 @@ class Schedule:
         if torch.compiler.is_compiling():  # which would guard every number of this
             return _scheduled(group, bucket, owners, max_bytes)
         layout = layout_of_step(group)
+        known = {id(of.tensors): of.like for of in described}
         key = (
             layout,
             [group[name] for name in _OPTIONS],
-            *map(describe, (bucket.params, bucket.grads, bucket.momenta)),
+            *(known.get(id(own)) or describe(own) for own in (bucket.params, bucket.grads, bucket.momenta)),
             None if layout is None else [p.shape for p in owners],
         )
         kept = self._kept.setdefault(number, deque(maxlen=2))  # a period has two kinds of steps
-        for known, launches in kept:
-            if known == key:
+        for before, launches in kept:
+            if before == key:
                 return launches
         launches = _scheduled(group, bucket, owners, max_bytes)
         kept.append((key, launches))

@@ -10,6 +10,7 @@ from optimizers import make_params, set_grads
 
 import muon_kernels.schedule
 from muon_kernels import Muon, extension
+from muon_kernels.checks import MUON_OPTIONS, check_muon
 from muon_kernels.variants import Int8Momentum
 
 SHAPES = [(12, 8), (8, 12), (12, 8)]
@@ -176,3 +177,32 @@ def test_no_tensor_is_kept(optimizer):
 def test_descriptions_tell_lists_apart(monkeypatch):
     monkeypatch.setattr(extension, "unavailable_reason", lambda: "not built")
     assert_descriptions_differ()
+
+
+class Read(dict):
+    """A group that knows which options were looked at."""
+
+    def __init__(self, group):
+        super().__init__(group)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("more", [{}, {"layout": "rows:2", "period": 3}, {"momentum_store": Int8Momentum()}])
+def test_all_options_that_are_checked_are_compared(optimizer, more):
+    group = Read(optimizer.param_groups[0] | more)
+    check_muon(group)
+    assert group.names <= set(MUON_OPTIONS)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ns_steps", 5.0), ("momentum", 1.5), ("period", True), ("layout", 3)])
+def test_a_wrong_option_after_a_good_step(optimizer, name, value):
+    step(optimizer)
+    before = [p.detach().clone() for p in params_of(optimizer)]
+    optimizer.param_groups[0][name] = value
+    with pytest.raises((TypeError, ValueError), match=name):
+        step(optimizer, 1)
+    assert all(map(torch.equal, params_of(optimizer), before))
