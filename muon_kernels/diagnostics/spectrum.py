@@ -131,7 +131,9 @@ def _by_gram(unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     eye = torch.eye(rows, dtype=gram.dtype, device=gram.device)
     error = torch.linalg.vector_norm(rows * gram - eye, dim=(1, 2)) / math.sqrt(rows)
     factor, failed = torch.linalg.cholesky_ex(gram)
-    inverse = torch.cholesky_inverse(torch.where((failed == 0)[:, None, None], factor, eye))
+    # On CUDA torch.cholesky_inverse goes matrix by matrix.
+    triangle = torch.linalg.solve_triangular(torch.where((failed == 0)[:, None, None], factor, eye), eye, upper=False)
+    inverse = triangle.mT @ triangle
     largest = _largest_eigenvalue(gram)
     condition = (largest * _largest_eigenvalue(inverse)).sqrt()
     condition = torch.where((failed == 0) & (condition <= LARGEST_GRAM_CONDITION), condition, math.inf)
