@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..matrices import Layout, split
-from .dtensors import is_dtensor, local
+from ..schedule import describe
+from .dtensors import is_dtensor, local, spec
 from .errors import UnsupportedPlacement
 from .layout import Parameter, Placement, Run, held, local_shape
 from .step import Local
@@ -101,6 +102,16 @@ def new_momentum(tensor: Tensor, member: Member, dtype: torch.dtype | None) -> T
     )
 
 
+def describe_all(momenta: dict[Tensor, Tensor], members: dict[Tensor, Member]) -> Any:
+    """All that `check_tensors` looks at, by parameter, as something to compare. No tensor is kept."""
+    found = [members[p] for p in momenta]
+    grads = [p.grad for p in momenta]
+    tensors = [*momenta, *momenta.values(), *(grad for grad in grads if grad is not None)]
+    flattened = [local(m).is_contiguous() for m, b in zip(momenta.values(), found, strict=True) if b.layout == "flatten"]
+    missing = [grad is None for grad in grads]
+    return found, missing, flattened, list(map(spec, tensors)), describe(list(map(local, tensors)))
+
+
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
     """Raises ValueError if the momentum, or a gradient, does not lie where its parameter does."""
     name = member.parameter.name
@@ -110,6 +121,16 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
             f"parameter {name}: its momentum must be {list(tensor.shape)} {expected} over the ranks of its parameter, "
             f"got {_where(momentum)}; torch.distributed.checkpoint loads any other"
         )
+    here, momentum_here = local(tensor), local(momentum)
+    stored = here if member.rows is None else here[slice(*member.rows)]
+    like = momentum_here.shape == stored.shape and momentum_here.device == stored.device
+    if not like or not momentum_here.is_floating_point():
+        raise ValueError(
+            f"parameter {name}: its momentum's local tensor must be floating {list(stored.shape)} on {stored.device}, "
+            f"got {momentum_here.dtype} {list(momentum_here.shape)} on {momentum_here.device}"
+        )
+    if member.layout == "flatten" and not momentum_here.is_contiguous():
+        raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous momentum")
     grad = tensor.grad
     if grad is None:
         return
@@ -118,13 +139,10 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
     alike = grad.shape == tensor.shape and lies_as(grad) == lies_as(tensor) and _on(grad, member.team)
     if not alike or grad.device != tensor.device:
         raise ValueError(f"parameter {name}: its gradient must be {_where(tensor)} as it is, got {_where(grad)}")
-    here = local(tensor)
     if local(grad).shape != here.shape:
         raise ValueError(
             f"parameter {name}: its gradient's local tensor must be {list(here.shape)}, got {list(local(grad).shape)}"
         )
-    if member.layout == "flatten" and not local(momentum).is_contiguous():
-        raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous momentum")
 
 
 def parts(tensor: Tensor, target: Tensor, member: Member, momentum: Tensor, present: bool) -> Local:

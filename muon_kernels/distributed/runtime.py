@@ -20,7 +20,7 @@ from ..orthogonalize import default_compute_dtype
 from ..periodic import steps_shards
 from ..scaling import resolve_rule
 from ..variants import NorMuon
-from .binding import Member, bind, check_tensors, lies_as, new_momentum, parts
+from .binding import Member, bind, check_tensors, describe_all, lies_as, new_momentum, parts
 from .costs import HARDWARE
 from .dtensors import is_dtensor
 from .errors import DistributedError
@@ -75,6 +75,7 @@ class Shares:
         self._teams: list[Team] = []
         self._lines: dict[dist.ProcessGroup, DeviceMesh] = {}
         self._buckets: dict[Any, Bucket] = {}
+        self._checked: Any = None
 
     def without(self, params: list[Tensor]) -> list[Tensor]:
         """Those of `params` that no other rank holds."""
@@ -149,8 +150,7 @@ class Shares:
         buckets: list[tuple[Bucket, dict[str, Any]]] = []
         try:
             check()
-            for p, momentum in momenta.items():
-                check_tensors(p, self._members[p], momentum)
+            self._check(momenta)
             for group in filter(self.holds_any, groups):
                 check_shared(group)
             buckets = list(self._planned(exchanging, momenta, max_bytes))
@@ -185,6 +185,14 @@ class Shares:
             for bucket, group in buckets
             if bucket.waves and any(present[p] for p in bucket.params)
         ]
+
+    def _check(self, momenta: dict[Tensor, Tensor]) -> None:
+        """`check_tensors` for what was adopted, if it is not as in the last step."""
+        found = describe_all(momenta, self._members)
+        if found != self._checked:
+            for p, momentum in momenta.items():
+                check_tensors(p, self._members[p], momentum)
+            self._checked = found
 
     def _step(
         self,
