@@ -102,14 +102,13 @@ def new_momentum(tensor: Tensor, member: Member, dtype: torch.dtype | None) -> T
     )
 
 
-def describe_all(momenta: dict[Tensor, Tensor], members: dict[Tensor, Member]) -> Any:
-    """All that `check_tensors` looks at, by parameter, as something to compare. No tensor is kept."""
-    found = [members[p] for p in momenta]
-    grads = [p.grad for p in momenta]
-    tensors = [*momenta, *momenta.values(), *(grad for grad in grads if grad is not None)]
-    flattened = [local(m).is_contiguous() for m, b in zip(momenta.values(), found, strict=True) if b.layout == "flatten"]
-    missing = [grad is None for grad in grads]
-    return found, missing, flattened, list(map(spec, tensors)), describe(list(map(local, tensors)))
+def describe_tensors(params: list[Tensor], members: list[Member], momenta: list[Tensor]) -> Any:
+    """All that `check_tensors` looks at, and what sorts parameters into buckets, as something to compare. It holds no
+    tensor."""
+    grads = [p.grad for p in params]
+    tensors = [*params, *momenta, *(grad for grad in grads if grad is not None)]
+    flat = [local(x).is_contiguous() for x, member in zip(momenta, members, strict=True) if member.layout == "flatten"]
+    return members, [grad is None for grad in grads], flat, [*map(spec, tensors)], describe([*map(local, tensors)])
 
 
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
@@ -150,8 +149,8 @@ def parts(tensor: Tensor, target: Tensor, member: Member, momentum: Tensor, pres
     other ranks have the gradient, it is zero here."""
     grad = None
     if present:
-        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        grad = member.grad_view(local(grad))
+        grad = tensor.grad
+        grad = member.grad_view(local(torch.zeros_like(tensor) if grad is None else grad))
     return Local(member.view(local(target)), grad, member.view(local(momentum)))
 
 

@@ -32,7 +32,7 @@ class Local(NamedTuple):
     momentum: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bucket:
     """Parameters of one group, team and dtype, and their plan as this rank sees it.
 
@@ -68,9 +68,13 @@ class BucketStep:
         self._moments, self._close = moments, close
         self._assignments = bucket.plan.assignments
         self._parts = [parts[assignment.parameter] for assignment in self._assignments]
+        self._rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
         self._grad_scale: Tensor | None = None
         self._found_inf: Tensor | None = None
         self.device = parts[0].param.device
+        lr = group["lr"]
+        on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
+        self._lr = lr.to(self.device) if on_device else torch.as_tensor(lr, dtype=torch.float64)
         # float16 has too little range for what is not normalised yet.
         self._wire = torch.bfloat16 if bucket.compute == torch.float16 else bucket.compute
 
@@ -81,9 +85,6 @@ class BucketStep:
             grad_scale, found_inf: as in `ops.prologue`; `found_inf` must be the same on all ranks.
         """
         self._grad_scale, self._found_inf = grad_scale, found_inf
-        lr = self._group["lr"]
-        on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
-        self._lr = lr.to(self.device) if on_device else torch.as_tensor(lr, dtype=torch.float64)
         waves = self._bucket.waves
         coming = self._gather(waves[0])
         leaving: Transfer | None = None
@@ -142,7 +143,7 @@ class BucketStep:
         send = torch.empty(sum(exchange.send_splits), dtype=results, device=self.device)
         owned = [n for n in wave.owned if self._parts[n].grad is not None]
         shapes = [(self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned]
-        rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
+        rows = self._rows
         waves = chain_waves(shapes, rows, method=group["method"], compute_dtype=compute, max_bytes=self._max_bytes)
         for part in waves:
             numbers = [owned[i] for i in part.order]
