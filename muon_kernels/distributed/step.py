@@ -73,8 +73,8 @@ class BucketStep:
         self._found_inf: Tensor | None = None
         self.device = parts[0].param.device
         lr = group["lr"]
-        on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
-        self._lr = lr.to(self.device) if on_device else torch.as_tensor(lr, dtype=torch.float64)
+        rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+        self._rate = rate if rate.is_cpu else rate.to(self.device)
         # float16 has too little range for what is not normalised yet.
         self._wire = torch.bfloat16 if bucket.compute == torch.float16 else bucket.compute
 
@@ -186,7 +186,7 @@ class BucketStep:
             "apply",
             params,
             updates,
-            lr=self._lr,
+            lr=self._rate,
             weight_decay=weight_decay,
             scales=scales,
             found_inf=self._found_inf,
