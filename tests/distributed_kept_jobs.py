@@ -12,7 +12,7 @@ import torch.distributed as dist
 from distributed_fault_jobs import fails
 from distributed_jobs import LIES, SHAPES, Pair
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from muon_kernels.distributed import runtime
 
@@ -59,17 +59,40 @@ def column_major_momentum(pair: Pair) -> None:
     state["momentum_buffer"] = with_local(state["momentum_buffer"], lambda here: here.T.contiguous().T)
 
 
+def column_major_parameter(pair: Pair) -> None:
+    p = pair.shared[NUMBER]
+    p.data = p.data.T.contiguous().T
+
+
 def wrong_after_a_good_step(kind: str, spoil: Callable[[Pair], None], message: str, layout: str | None) -> str:
     """The error of a step that is wrong on rank 1; the steps before it and after it are good."""
     pair = Pair(LIES[kind], SHAPES, layout=layout)
     pair.step(0)
     pair.set_grads(1)
-    state = pair.many.state[pair.shared[NUMBER]]
-    good = state["momentum_buffer"]
+    p = pair.shared[NUMBER]
+    data, momentum = p.data, pair.many.state[p]["momentum_buffer"]
     if dist.get_rank() == 1:
         spoil(pair)
-    return fails(pair, "RankFailed", f"rank 1 of 4: ValueError: parameter {NUMBER}: {message}",
-                 after=lambda: state.update(momentum_buffer=good))  # fmt: skip
+
+    def repair() -> None:
+        p.data, pair.many.state[p]["momentum_buffer"] = data, momentum
+
+    return fails(pair, "RankFailed", f"rank 1 of 4: ValueError: parameter {NUMBER}: {message}", after=repair)
+
+
+def other_shape_after_a_good_step(kind: str) -> str:
+    """The error of a step before which a parameter, its gradient and its momentum got another shape."""
+    pair = Pair(LIES[kind], SHAPES)
+    pair.step(0)
+    pair.set_grads(1)
+    p = pair.shared[NUMBER]
+    state = pair.many.state[p]
+    p.data = torch.zeros(28, 40)
+    p.grad = torch.ones(28, 40)
+    rows = Shard(0) if isinstance(state["momentum_buffer"], DTensor) else None
+    momentum = torch.zeros(28, 40)
+    state["momentum_buffer"] = momentum if rows is None else distribute_tensor(momentum, pair.mesh, [rows])
+    return fails(pair, "RankFailed", f"ValueError: parameter {NUMBER}: its local tensor must be [24, 40] as it was")
 
 
 def checked(kind: str) -> list[int]:

@@ -6,6 +6,8 @@ import pytest
 KINDS = ["FSDP", "DDP", "DDP, state in rows"]
 LOCAL = "its momentum's local tensor must be floating"
 
+FLATTEN = "layout 'flatten' needs a contiguous parameter and momentum"
+
 
 @pytest.mark.parametrize(
     ("kind", "spoil", "message", "layout"),
@@ -16,11 +18,17 @@ LOCAL = "its momentum's local tensor must be floating"
         ("DDP", jobs.momentum_of_integers, LOCAL, None),
         ("DDP", jobs.shorter_momentum, "its momentum must be [24, 40] [] over the ranks", None),
         *[(kind, jobs.momentum_elsewhere, "its momentum must be [24, 40]", None) for kind in KINDS],
-        *[(kind, jobs.column_major_momentum, "layout 'flatten' needs a contiguous", "flatten") for kind in KINDS],
+        *[(kind, jobs.column_major_momentum, FLATTEN, "flatten") for kind in KINDS],
+        *[(kind, jobs.column_major_parameter, FLATTEN, "flatten") for kind in KINDS[1:]],
     ],
 )
 def test_an_error_after_a_good_step(ranks, kind, spoil, message, layout):
     assert len(set(ranks(4).run(jobs.wrong_after_a_good_step, kind, spoil, message, layout))) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_another_shape_after_a_good_step(ranks, kind):
+    assert len(set(ranks(4).run(jobs.other_shape_after_a_good_step, kind))) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

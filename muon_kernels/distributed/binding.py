@@ -107,20 +107,29 @@ def describe_tensors(params: list[Tensor], members: list[Member], momenta: list[
     tensor."""
     grads = [p.grad for p in params]
     tensors = [*params, *momenta, *(grad for grad in grads if grad is not None)]
-    flat = [local(x).is_contiguous() for x, member in zip(momenta, members, strict=True) if member.layout == "flatten"]
-    return members, [grad is None for grad in grads], flat, [*map(spec, tensors)], describe([*map(local, tensors)])
+    flattened = [pair for *pair, b in zip(params, momenta, members, strict=True) if b.layout == "flatten"]
+    contiguous = [local(x).is_contiguous() for pair in flattened for x in pair]
+    missing = [grad is None for grad in grads]
+    return members, missing, contiguous, list(map(spec, tensors)), describe(list(map(local, tensors)))
 
 
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
-    """Raises ValueError if the momentum, or a gradient, does not lie where its parameter does."""
-    name = member.parameter.name
+    """Raises ValueError if the parameter is not as it was bound, or if the momentum, or a gradient, does not lie where
+    it does."""
+    name, here = member.parameter.name, local(tensor)
+    bound = local_shape(member.parameter, member.parameter.param, member.team.mesh, member.team.rank)
+    if member.layout == "flatten" and not (here.is_contiguous() and local(momentum).is_contiguous()):
+        raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous parameter and momentum")
+    found = tuple(member.view(here).shape)
+    if found != bound:
+        raise ValueError(f"parameter {name}: its local tensor must be {list(bound)} as it was, got {list(found)}")
     expected = ["Shard(dim=0)"] if member.rows is not None else lies_as(tensor)
     if momentum.shape != tensor.shape or lies_as(momentum) != expected or not _on(momentum, member.team):
         raise ValueError(
             f"parameter {name}: its momentum must be {list(tensor.shape)} {expected} over the ranks of its parameter, "
             f"got {_where(momentum)}; torch.distributed.checkpoint loads any other"
         )
-    here, momentum_here = local(tensor), local(momentum)
+    momentum_here = local(momentum)
     stored = here if member.rows is None else here[slice(*member.rows)]
     like = momentum_here.shape == stored.shape and momentum_here.device == stored.device
     if not like or not momentum_here.is_floating_point():
@@ -128,8 +137,6 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
             f"parameter {name}: its momentum's local tensor must be floating {list(stored.shape)} on {stored.device}, "
             f"got {momentum_here.dtype} {list(momentum_here.shape)} on {momentum_here.device}"
         )
-    if member.layout == "flatten" and not momentum_here.is_contiguous():
-        raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous momentum")
     grad = tensor.grad
     if grad is None:
         return

@@ -34,7 +34,7 @@ class Local(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """Parameters of one group, team and dtype, and their plan as this rank sees it.
+    """Parameters of one group, team, device and dtype, and their plan as this rank sees it.
 
     scales: for every assignment, the rule's factor for lr.
     compute: precision of the chains.
