@@ -231,8 +231,8 @@ class Muon(ExactStateOptimizer):
         first = sum(len(g["params"]) for g in self.param_groups) - len(group["params"])
         names = group.get("param_names") or [str(first + i) for i in range(len(group["params"]))]
         self._shares.adopt(group, names, shared)
-        momenta = self._shares.momenta([group], self.state)
-        self._masters.open(list(momenta), self.state, group["master_dtype"])
+        for adopted in self._shares.held([group], self.state):
+            self._masters.open(adopted.params, self.state, group["master_dtype"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fills in what an older checkpoint, or one of torch.optim.Muon, does not know."""

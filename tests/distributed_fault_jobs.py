@@ -38,9 +38,17 @@ def fails(pair: Pair, expected: str, message: str, *, after: Callable[[], None] 
     return text
 
 
-def replicas_disagree(kind: str) -> str:
+def stepped(kind: str, good_steps: int) -> Pair:
+    """A pair with gradients for its next step, after so many that were good."""
     pair = Pair(LIES[kind], SHAPES)
-    pair.set_grads(0)
+    for seed in range(good_steps):
+        pair.step(seed)
+    pair.set_grads(good_steps)
+    return pair
+
+
+def replicas_disagree(kind: str, good_steps: int) -> str:
+    pair = stepped(kind, good_steps)
     if dist.get_rank() == 1:
         pair.shared[4].grad = None
     return fails(pair, "RanksDisagree", "parameter 4 has no gradient on ranks [1]", after=lambda: None)
@@ -72,9 +80,8 @@ def other_dtypes() -> str:
     return fails(pair, "RanksDisagree", "torch.float32, rank 1 has lr=0.05")
 
 
-def other_options() -> str:
-    pair = Pair(LIES["FSDP"], SHAPES)
-    pair.set_grads(0)
+def other_options(good_steps: int) -> str:
+    pair = stepped("FSDP", good_steps)
     group = pair.many.param_groups[0]
     group["weight_decay"] = 0.2 + 0.1 * (dist.get_rank() == 3)
 
@@ -84,10 +91,9 @@ def other_options() -> str:
     return fails(pair, "RanksDisagree", "rank 3 has lr=0.05, weight_decay=0.3", after=repair)
 
 
-def bad_grad_on_one_rank(kind: str, trouble: str) -> str:
+def bad_grad_on_one_rank(kind: str, trouble: str, good_steps: int) -> str:
     """Partial placements, or a mesh in another order: wrong on rank 2 alone."""
-    pair = Pair(LIES[kind], SHAPES)
-    pair.set_grads(0)
+    pair = stepped(kind, good_steps)
     reversed_mesh = DeviceMesh("cpu", [3, 2, 1, 0])
     if dist.get_rank() == 2 and trouble == "Partial":
         grad = torch.randn(SHAPES[4])
@@ -98,9 +104,8 @@ def bad_grad_on_one_rank(kind: str, trouble: str) -> str:
     return fails(pair, "RankFailed", "rank 2 of 4: ValueError: parameter 4: its gradient", after=lambda: None)
 
 
-def bad_momentum_on_one_rank() -> str:
-    pair = Pair(LIES["FSDP"], SHAPES)
-    pair.set_grads(0)
+def bad_momentum_on_one_rank(good_steps: int) -> str:
+    pair = stepped("FSDP", good_steps)
     state = pair.many.state[pair.shared[3]]
     good = state["momentum_buffer"]
     if dist.get_rank() == 1:
@@ -121,10 +126,9 @@ def bad_momentum_on_one_rank() -> str:
     return text
 
 
-def bad_plain_grad_on_one_rank() -> str:
+def bad_plain_grad_on_one_rank(good_steps: int) -> str:
     """What this rank steps alone is wrong: nobody steps what they share."""
-    pair = Pair(LIES["FSDP"], SHAPES)
-    pair.set_grads(0)
+    pair = stepped("FSDP", good_steps)
     plain = nn.Parameter(torch.zeros(3, 4))
     pair.many.add_param_group({"params": [plain]})
     plain.grad = torch.zeros(3, 4).to_sparse() if dist.get_rank() == 0 else torch.zeros(3, 4)
@@ -143,10 +147,9 @@ def fails_without_momentum(pair: Pair, plain: nn.Parameter) -> str:
     raise AssertionError("nothing was raised")
 
 
-def variant_between_steps() -> str:
+def variant_between_steps(good_steps: int) -> str:
     """An option that was refused at construction comes later, as by a checkpoint."""
-    pair = Pair(LIES["FSDP"], SHAPES)
-    pair.set_grads(0)
+    pair = stepped("FSDP", good_steps)
     group = pair.many.param_groups[0]
     group["normalizer"] = AdaMuon()
     return fails(pair, "RankFailed", "ValueError: normalizer must be None or NorMuon(...) for parameters that",
@@ -176,10 +179,9 @@ def nobody_there() -> list[str]:
     return texts
 
 
-def trouble_in_a_part() -> str:
+def trouble_in_a_part(good_steps: int) -> str:
     """Ranks 0 and 1 disagree about a matrix of their own; what all four share is not stepped either."""
-    pair = Pair(LIES["FSDP"], SHAPES)
-    pair.set_grads(0)
+    pair = stepped("FSDP", good_steps)
     part = dist.new_group([0, 1])
     if dist.get_rank() < 2:
         own = nn.Parameter(torch.zeros(4, 4))

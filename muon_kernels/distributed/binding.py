@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..matrices import Layout, split
-from .dtensors import is_dtensor, local
+from ..schedule import describe
+from .dtensors import is_dtensor, local, spec
 from .errors import UnsupportedPlacement
 from .layout import Parameter, Placement, Run, held, local_shape
 from .step import Local
@@ -101,14 +102,40 @@ def new_momentum(tensor: Tensor, member: Member, dtype: torch.dtype | None) -> T
     )
 
 
+def describe_tensors(params: list[Tensor], members: list[Member], momenta: list[Tensor]) -> Any:
+    """All that `check_tensors` looks at, and what sorts parameters into buckets, as something to compare. It holds no
+    tensor."""
+    grads = [p.grad for p in params]
+    tensors = [*params, *momenta, *(grad for grad in grads if grad is not None)]
+    flattened = [pair for *pair, b in zip(params, momenta, members, strict=True) if b.layout == "flatten"]
+    contiguous = [local(x).is_contiguous() for pair in flattened for x in pair]
+    missing = [grad is None for grad in grads]
+    return members, missing, contiguous, list(map(spec, tensors)), describe(list(map(local, tensors)))
+
+
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
-    """Raises ValueError if the momentum, or a gradient, does not lie where its parameter does."""
-    name = member.parameter.name
+    """Raises ValueError if the parameter is not as it was bound, or if the momentum, or a gradient, does not lie where
+    it does."""
+    name, here = member.parameter.name, local(tensor)
+    bound = local_shape(member.parameter, member.parameter.param, member.team.mesh, member.team.rank)
+    if member.layout == "flatten" and not (here.is_contiguous() and local(momentum).is_contiguous()):
+        raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous parameter and momentum")
+    found = tuple(member.view(here).shape)
+    if found != bound:
+        raise ValueError(f"parameter {name}: its local tensor must be {list(bound)} as it was, got {list(found)}")
     expected = ["Shard(dim=0)"] if member.rows is not None else lies_as(tensor)
     if momentum.shape != tensor.shape or lies_as(momentum) != expected or not _on(momentum, member.team):
         raise ValueError(
             f"parameter {name}: its momentum must be {list(tensor.shape)} {expected} over the ranks of its parameter, "
             f"got {_where(momentum)}; torch.distributed.checkpoint loads any other"
+        )
+    momentum_here = local(momentum)
+    stored = here if member.rows is None else here[slice(*member.rows)]
+    like = momentum_here.shape == stored.shape and momentum_here.device == stored.device
+    if not like or not momentum_here.is_floating_point():
+        raise ValueError(
+            f"parameter {name}: its momentum's local tensor must be floating {list(stored.shape)} on {stored.device}, "
+            f"got {momentum_here.dtype} {list(momentum_here.shape)} on {momentum_here.device}"
         )
     grad = tensor.grad
     if grad is None:
@@ -118,13 +145,10 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
     alike = grad.shape == tensor.shape and lies_as(grad) == lies_as(tensor) and _on(grad, member.team)
     if not alike or grad.device != tensor.device:
         raise ValueError(f"parameter {name}: its gradient must be {_where(tensor)} as it is, got {_where(grad)}")
-    here = local(tensor)
     if local(grad).shape != here.shape:
         raise ValueError(
             f"parameter {name}: its gradient's local tensor must be {list(here.shape)}, got {list(local(grad).shape)}"
         )
-    if member.layout == "flatten" and not local(momentum).is_contiguous():
-        raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous momentum")
 
 
 def parts(tensor: Tensor, target: Tensor, member: Member, momentum: Tensor, present: bool) -> Local:
@@ -132,8 +156,8 @@ def parts(tensor: Tensor, target: Tensor, member: Member, momentum: Tensor, pres
     other ranks have the gradient, it is zero here."""
     grad = None
     if present:
-        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        grad = member.grad_view(local(grad))
+        grad = tensor.grad
+        grad = member.grad_view(local(torch.zeros_like(tensor) if grad is None else grad))
     return Local(member.view(local(target)), grad, member.view(local(momentum)))
 
 

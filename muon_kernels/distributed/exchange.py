@@ -50,6 +50,11 @@ class Exchange:
         """`send` by assignment."""
         return _by_number(self.send)
 
+    @cached_property
+    def computed(self) -> int:
+        """Elements of a buffer that holds what is sent and what is discarded."""
+        return max((segment.stop for segment in (*self.send, *self.discarded)), default=0)
+
     def sent_away(self, rank: int) -> int:
         """Elements that leave `rank`, which must be the one this exchange is of."""
         return sum(self.send_splits) - self.send_splits[rank]
@@ -74,6 +79,12 @@ class Wave:
     gather: Exchange
     scatter: Exchange
     copy: Exchange
+
+    @cached_property
+    def passed_on(self) -> tuple[Segment, ...]:
+        """For every segment that `copy` sends, the received one of `scatter` that it is."""
+        came = {(s.number, s.piece.at_row, s.piece.at_col): s for s in self.scatter.receive}
+        return tuple(came[s.number, s.piece.at_row, s.piece.at_col] for s in self.copy.send)
 
 
 def schedule(plan: Plan, rank: int) -> tuple[Wave, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
-from typing import Any, Literal
+from itertools import groupby, islice
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from ..orthogonalize import default_compute_dtype
 from ..periodic import steps_shards
 from ..scaling import resolve_rule
 from ..variants import NorMuon
-from .binding import Member, bind, check_tensors, lies_as, new_momentum, parts
+from .binding import Member, bind, check_tensors, describe_tensors, lies_as, new_momentum, parts
 from .costs import HARDWARE
 from .dtensors import is_dtensor
 from .errors import DistributedError
@@ -59,6 +59,24 @@ AGREED = (
 """The options of a group that all ranks must agree on, besides the dtype of its parameters."""
 
 
+class Held(NamedTuple):
+    """Those parameters of a group that several ranks share, and of each its description and its momentum."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    members: list[Member]
+    momenta: list[Tensor]
+
+
+class Planned(NamedTuple):
+    """A bucket, its group, and of each of its parameters the description and the momentum."""
+
+    bucket: Bucket
+    group: dict[str, Any]
+    members: tuple[Member, ...]
+    momenta: tuple[Tensor, ...]
+
+
 class Shares:
     """The parameters of an optimizer that several ranks hold: DTensors, and plain tensors of a process group.
 
@@ -75,6 +93,7 @@ class Shares:
         self._teams: list[Team] = []
         self._lines: dict[dist.ProcessGroup, DeviceMesh] = {}
         self._buckets: dict[Any, Bucket] = {}
+        self._checked: dict[int, Any] = {}
 
     def without(self, params: list[Tensor]) -> list[Tensor]:
         """Those of `params` that no other rank holds."""
@@ -108,17 +127,22 @@ class Shares:
         """Whether several ranks hold a parameter of the group."""
         return bool(self._members) and any(p in self._members for p in group["params"])
 
-    def momenta(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> dict[Tensor, Tensor]:
-        """The momenta of what was adopted. One that `state` lacks, at first or after a checkpoint, becomes zero, and so
-        does a second moment."""
-        found = {}
+    def held(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> list[Held]:
+        """What was adopted, for each group that has any. A momentum that `state` lacks, at first or after a checkpoint,
+        becomes zero, and so does a second moment."""
+        found = []
         for group in groups:
-            for p in (p for p in group["params"] if p in self._members):
-                if "momentum_buffer" not in state[p]:
-                    state[p]["momentum_buffer"] = new_momentum(p, self._members[p], group["momentum_dtype"])
-                found[p] = state[p]["momentum_buffer"]
+            params = [p for p in group["params"] if p in self._members]
+            members, momenta = [self._members[p] for p in params], []
+            for p, member in zip(params, members, strict=True):
+                own = state[p]
+                if "momentum_buffer" not in own:
+                    own["momentum_buffer"] = new_momentum(p, member, group["momentum_dtype"])
+                momenta.append(own["momentum_buffer"])
                 if isinstance(group["normalizer"], NorMuon):  # others will be refused
-                    group["normalizer"].moments(state[p], p, group["layout"])
+                    group["normalizer"].moments(own, p, group["layout"])
+            if params:
+                found.append(Held(group, params, members, momenta))
         return found
 
     def prepare(
@@ -143,67 +167,71 @@ class Shares:
         if not self._members:
             check()
             return []
-        exchanging = [group for group in groups if not steps_shards(group)]
-        momenta = self.momenta(groups, state)
+        held = self.held(groups, state)
+        exchanging = [h for h in held if not steps_shards(h.group)]
         failure: Exception | None = None
-        buckets: list[tuple[Bucket, dict[str, Any]]] = []
+        planned: list[Planned] = []
         try:
             check()
-            for p, momentum in momenta.items():
-                check_tensors(p, self._members[p], momentum)
-            for group in filter(self.holds_any, groups):
-                check_shared(group)
-            buckets = list(self._planned(exchanging, momenta, max_bytes))
+            self._check(held)
+            for h in held:
+                check_shared(h.group)
+            planned = list(self._planned(exchanging, max_bytes))
         except (RuntimeError, TypeError, ValueError) as error:
             failure = error
         heard: DistributedError | None = None
-        present: dict[Tensor, bool] = {}
+        present: dict[Bucket, tuple[bool, ...]] = {}
         # Small teams first: what goes wrong there is told to the larger ones that their ranks are part of.
-        exchanged = [p for group in exchanging for p in group["params"] if p in self._members]
-        in_use = [team for team in self._teams if any(self._members[p].team is team for p in exchanged)]
+        in_use = [team for team in self._teams if any(member.team is team for h in exchanging for member in h.members)]
         if not in_use and failure is not None:
             raise failure
         for team in sorted(in_use, key=lambda t: t.size):
-            mine = [(b, group) for b, group in buckets if b.team is team]
-            params = [p for b, _ in mine for p in b.params]
+            mine = [p for p in planned if p.bucket.team is team]
             note = Note(
-                tuple(self._members[p].parameter for p in params),
-                "; ".join(f"{_described(group)}, {b.params[0].dtype}" for b, group in mine),
-                str([b.plan.digest for b, _ in mine]),
-                tuple(p.grad is not None for p in params),
+                tuple(parameter for p in mine for parameter in p.bucket.plan.parameters),
+                "; ".join(f"{_described(p.group)}, {p.bucket.params[0].dtype}" for p in mine),
+                str([p.bucket.plan.digest for p in mine]),
+                tuple(param.grad is not None for p in mine for param in p.bucket.params),
                 f"{type(failure).__name__}: {failure}" if failure else "",
             )
             try:
-                present |= dict(zip(params, roll_call(team, note), strict=True))
+                grads = iter(roll_call(team, note))
+                present |= {p.bucket: tuple(islice(grads, len(p.bucket.params))) for p in mine}
             except DistributedError as error:
                 heard = heard or error
                 failure = failure or error
         if heard is not None:
             raise heard from (failure if failure is not heard else heard.__cause__)
         return [
-            self._step(bucket, group, state, masters, momenta, present, max_bytes(bucket.params[0].device))
-            for bucket, group in buckets
-            if bucket.waves and any(present[p] for p in bucket.params)
+            self._step(p, state, masters, present[p.bucket], max_bytes(p.bucket.params[0].device))
+            for p in planned
+            if p.bucket.waves and any(present[p.bucket])
         ]
 
+    def _check(self, held: Sequence[Held]) -> None:
+        """`check_tensors` for the groups that are not as in their last step."""
+        for number, (_, params, members, momenta) in enumerate(held):
+            found = describe_tensors(params, members, momenta)
+            if found != self._checked.get(number):
+                for p, member, momentum in zip(params, members, momenta, strict=True):
+                    check_tensors(p, member, momentum)
+                self._checked[number] = found
+
     def _step(
-        self,
-        bucket: Bucket,
-        group: dict[str, Any],
-        state: dict[Tensor, Any],
-        masters: Masters,
-        momenta: dict[Tensor, Tensor],
-        present: dict[Tensor, bool],
-        max_bytes: int,
+        self, planned: Planned, state: dict[Tensor, Any], masters: Masters, present: Sequence[bool], max_bytes: int
     ) -> BucketStep:
-        params = [p for p in bucket.params if present[p]]
-        targets = masters.open(params, state, group["master_dtype"])
-        opened = dict(zip(params, targets, strict=True))
+        bucket, group, members, momenta = planned
+        stepped = [p for p, here in zip(bucket.params, present, strict=True) if here]
+        targets = masters.open(stepped, state, group["master_dtype"])
         moments = None
         if group["normalizer"] is not None:
             moments = Moments(bucket.team, bucket.plan, _moments(bucket, group, state))
-        here = [parts(p, opened.get(p, p), self._members[p], momenta[p], present[p]) for p in bucket.params]
-        return BucketStep(bucket, group, here, moments, max_bytes, partial(masters.close, params, targets))
+        opened = iter(targets)
+        here = [
+            parts(p, next(opened) if stepping else p, member, momentum, stepping)
+            for p, member, momentum, stepping in zip(bucket.params, members, momenta, present, strict=True)
+        ]
+        return BucketStep(bucket, group, here, moments, max_bytes, partial(masters.close, stepped, targets))
 
     def explain(
         self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], max_bytes: Callable[[torch.device], int]
@@ -211,7 +239,7 @@ class Shares:
         """For every parameter that is shared: where it lies, which ranks of its team compute it, and the KiB that all
         ranks together send for it in a step. Communicates nothing."""
         found = {}
-        for bucket, _ in self._planned(groups, self.momenta(groups, state), max_bytes):
+        for bucket, *_ in self._planned(self.held(groups, state), max_bytes):
             made, size = bucket.plan, bucket.plan.element_size
             for i, p in enumerate(bucket.params):
                 assignments = [a for a in made.assignments if a.parameter == i]
@@ -243,29 +271,26 @@ class Shares:
             self._lines[shared] = DeviceMesh.from_group(shared, param.device.type)
         return self._lines[shared]
 
-    def _planned(
-        self,
-        groups: Sequence[dict[str, Any]],
-        momenta: dict[Tensor, Tensor],
-        max_bytes: Callable[[torch.device], int],
-    ) -> Iterator[tuple[Bucket, dict[str, Any]]]:
-        """Parameters of one group, team and dtype together, in the optimizer's order."""
-        for group in groups:
-            together: dict[tuple[Any, ...], list[Tensor]] = {}
-            for p in (p for p in group["params"] if p in self._members):
-                team = self._members[p].team
-                key = (self._teams.index(team), p.dtype, momenta[p].dtype)
-                together.setdefault(key, []).append(p)
-            for params in together.values():
-                yield self._bucket(group, tuple(params), max_bytes(params[0].device)), group
+    def _planned(self, held: Sequence[Held], max_bytes: Callable[[torch.device], int]) -> Iterator[Planned]:
+        """Parameters of one group, team, device and dtype together, in the optimizer's order."""
+        for group, *lists in held:
+            together: dict[tuple[Any, ...], list[tuple[Tensor, Member, Tensor]]] = {}
+            for p, member, momentum in zip(*lists, strict=True):
+                key = (member.team, p.device, p.dtype, momentum.dtype)
+                together.setdefault(key, []).append((p, member, momentum))
+            for of_bucket in together.values():
+                params, members, momenta = zip(*of_bucket, strict=True)
+                bucket = self._bucket(group, params, members, max_bytes(params[0].device))
+                yield Planned(bucket, group, members, momenta)
 
-    def _bucket(self, group: dict[str, Any], params: tuple[Tensor, ...], max_bytes: int) -> Bucket:
+    def _bucket(
+        self, group: dict[str, Any], params: tuple[Tensor, ...], members: tuple[Member, ...], max_bytes: int
+    ) -> Bucket:
         steps = len(resolve_coefficients(group["ns_coefficients"], group["ns_steps"]))
         device = params[0].device
         compute = group["compute_dtype"] or default_compute_dtype(device)
         key = (*map(id, params), steps, compute, group["adjust_lr_fn"], max_bytes)
         if key not in self._buckets:
-            members = [self._members[p] for p in params]
             made = plan(
                 members[0].team.mesh,
                 [member.parameter for member in members],

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..coefficients import resolve_coefficients
-from ..ops import apply, prologue
 from ..orthogonalize import Orthogonalizer
 from ..schedule import chain_waves
 from ..variants.weight_decay import with_cautious_decay
@@ -21,8 +21,7 @@ from .plan import Plan
 from .team import Team, Transfer
 
 
-@dataclass(frozen=True)
-class Local:
+class Local(NamedTuple):
     """This rank's part of a parameter, its gradient and its momentum as [*leading, rows, cols].
 
     Without a gradient the parameter is skipped, on all ranks.
@@ -33,9 +32,9 @@ class Local:
     momentum: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bucket:
-    """Parameters of one group, team and dtype, and their plan as this rank sees it.
+    """Parameters of one group, team, device and dtype, and their plan as this rank sees it.
 
     scales: for every assignment, the rule's factor for lr.
     compute: precision of the chains.
@@ -65,12 +64,17 @@ class BucketStep:
         max_bytes: int,
         close: Callable[[], None],
     ) -> None:
-        self._bucket, self._group, self._parts, self._max_bytes = bucket, group, parts, max_bytes
+        self._bucket, self._group, self._max_bytes = bucket, group, max_bytes
         self._moments, self._close = moments, close
         self._assignments = bucket.plan.assignments
+        self._parts = [parts[assignment.parameter] for assignment in self._assignments]
+        self._rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
         self._grad_scale: Tensor | None = None
         self._found_inf: Tensor | None = None
         self.device = parts[0].param.device
+        lr = group["lr"]
+        rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+        self._rate = rate if rate.is_cpu else rate.to(self.device)
         # float16 has too little range for what is not normalised yet.
         self._wire = torch.bfloat16 if bucket.compute == torch.float16 else bucket.compute
 
@@ -96,32 +100,31 @@ class BucketStep:
             self._moments.share()
         self._close()
 
-    def _active(self, segment: Segment) -> bool:
-        return self._part(segment).grad is not None
-
-    def _part(self, segment: Segment) -> Local:
-        return self._parts[self._assignments[segment.number].parameter]
+    def _active(self, segments: Iterable[Segment]) -> list[Segment]:
+        """Those of parameters that are stepped."""
+        return [s for s in segments if self._parts[s.number].grad is not None]
 
     def _gather(self, wave: Wave) -> Transfer:
         """The prologue, straight into the send buffer."""
         exchange = wave.gather
-        segments = (*exchange.send, *exchange.discarded)
-        send = torch.empty(max((s.stop for s in segments), default=0), dtype=self._wire, device=self.device)
+        send = torch.empty(exchange.computed, dtype=self._wire, device=self.device)
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        for segment in segments:
-            part = self._part(segment)
-            if part.grad is not None:
-                tensors = (_cut(part.grad, segment.piece), _cut(part.momentum, segment.piece), _read(send, segment))
-                by_dtype.setdefault(part.grad.dtype, []).append(tensors)
+        for segment in self._active((*exchange.send, *exchange.discarded)):
+            _, grad, momentum = self._parts[segment.number]
+            assert grad is not None
+            tensors = (_cut(grad, segment.piece), _cut(momentum, segment.piece), _read(send, segment))
+            by_dtype.setdefault(grad.dtype, []).append(tensors)
         for tensors_of_dtype in by_dtype.values():
-            grads, momenta, outs = zip(*tensors_of_dtype, strict=True)
-            prologue(
+            grads, momenta, outs = map(list, zip(*tensors_of_dtype, strict=True))
+            dispatch.run(
+                "prologue",
                 grads,
                 momenta,
                 outs,
                 torch.empty(len(grads), dtype=torch.float64, device=self.device),
                 momentum=self._group["momentum"],
                 nesterov=self._group["nesterov"],
+                ema=True,
                 maximize=self._group["maximize"],
                 grad_scale=self._grad_scale,
                 found_inf=self._found_inf,
@@ -138,9 +141,9 @@ class BucketStep:
         elif group["method"] == "svd":
             results = torch.float64 if self._wire == torch.float64 else torch.float32
         send = torch.empty(sum(exchange.send_splits), dtype=results, device=self.device)
-        owned = [n for n in wave.owned if self._active(wave.gather.received[n][0])]
+        owned = [n for n in wave.owned if self._parts[n].grad is not None]
         shapes = [(self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned]
-        rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
+        rows = self._rows
         waves = chain_waves(shapes, rows, method=group["method"], compute_dtype=compute, max_bytes=self._max_bytes)
         for part in waves:
             numbers = [owned[i] for i in part.order]
@@ -152,41 +155,38 @@ class BucketStep:
                 compute_dtype=compute,
                 device=self.device,
             )
-            matrices = [matrix for batch in chain.inputs for matrix in batch.unbind(0)]
-            for number, matrix in zip(numbers, matrices, strict=True):
-                for segment in wave.gather.received[number]:
-                    _within(matrix, segment.piece).copy_(_read(gathered, segment))
-            orthogonal = chain.run(chain.inputs, None, eps=group["eps"], safety_factor=group["safety_factor"])
+            inputs = chain.inputs
+            received = [wave.gather.received[n] for n in numbers]
+            torch._foreach_copy_(_within(inputs, received), _read_all(gathered, received))
+            orthogonal = chain.run(inputs, None, eps=group["eps"], safety_factor=group["safety_factor"])
             if self._moments is not None:
                 orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
-            done = [matrix for batch in orthogonal for matrix in batch.unbind(0)]
-            for number, matrix in zip(numbers, done, strict=True):
-                for segment in exchange.sent.get(number, []):
-                    _read(send, segment).copy_(_within(matrix, segment.piece))
+            sent = [exchange.sent[n] for n in numbers]
+            torch._foreach_copy_(_read_all(send, sent), _within(orthogonal, sent))
         return self._bucket.team.start(exchange, send, "scattering updates")
 
     def _finish(self, wave: Wave, leaving: Transfer) -> None:
         """Passes updates on to the other replicas, and applies what came."""
         scattered = leaving.wait()
-        send = torch.empty(sum(wave.copy.send_splits), dtype=scattered.dtype, device=self.device)
-        kept = {(s.number, s.piece.at_row, s.piece.at_col): s for s in wave.scatter.receive}
-        for segment in wave.copy.send:
-            source = kept[segment.number, segment.piece.at_row, segment.piece.at_col]
-            send[segment.offset : segment.stop] = scattered[source.offset : source.stop]
+        passed_on = [scattered[s.offset : s.stop] for s in wave.passed_on]
+        send = torch.cat(passed_on) if passed_on else scattered.new_empty(0)
         copied = self._bucket.team.start(wave.copy, send, "copying updates").wait()
-        came = [(s, scattered) for s in wave.scatter.receive] + [(s, copied) for s in wave.copy.receive]
-        came = [(s, buffer) for s, buffer in came if self._active(s)]
-        params = [_cut(self._part(s).param, s.piece) for s, _ in came]
-        updates = [_read(buffer, s) for s, buffer in came]
-        scales = [self._bucket.scales[s.number] for s, _ in came]
-        lr, weight_decay = self._group["lr"], self._group["weight_decay"]
-        if came and self._group["weight_decay_rule"] == "cautious":
+        near, far = self._active(wave.scatter.receive), self._active(wave.copy.receive)
+        came = near + far
+        if not came:
+            return
+        params = [_cut(self._parts[s.number].param, s.piece) for s in came]
+        updates = [_read(scattered, s) for s in near] + [_read(copied, s) for s in far]
+        scales = [self._bucket.scales[s.number] for s in came]
+        weight_decay = self._group["weight_decay"]
+        if self._group["weight_decay_rule"] == "cautious":
             updates = with_cautious_decay([update[None] for update in updates], params, scales, weight_decay)
             weight_decay, scales = 0.0, [1.0] * len(scales)
-        apply(
+        dispatch.run(
+            "apply",
             params,
             updates,
-            lr=lr.to(self.device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr,
+            lr=self._rate,
             weight_decay=weight_decay,
             scales=scales,
             found_inf=self._found_inf,
@@ -200,13 +200,25 @@ def _cut(tensor: Tensor, piece: Piece) -> Tensor:
     return tensor[piece.lead][piece.row : piece.row + piece.rows, piece.col : piece.col + piece.cols]
 
 
-def _within(matrix: Tensor, piece: Piece) -> Tensor:
-    """A piece where it lies in the whole matrix."""
-    if matrix.shape == (piece.rows, piece.cols):
-        return matrix
-    return matrix[piece.at_row : piece.at_row + piece.rows, piece.at_col : piece.at_col + piece.cols]
+def _within(batches: Sequence[Tensor], segments: Sequence[Sequence[Segment]]) -> list[Tensor]:
+    """The segments of every matrix of a problem list, where they lie in it."""
+    of_matrix = iter(segments)
+    found = []
+    for batch in batches:
+        start, (next_matrix, down, right) = batch.storage_offset(), batch.stride()
+        for _ in range(len(batch)):
+            for _, piece, _ in next(of_matrix):
+                at = start + piece.at_row * down + piece.at_col * right
+                found.append(batch.as_strided((piece.rows, piece.cols), (down, right), at))  # one view instead of three
+            start += next_matrix
+    return found
+
+
+def _read_all(buffer: Tensor, segments: Sequence[Sequence[Segment]]) -> list[Tensor]:
+    return [_read(buffer, segment) for of_matrix in segments for segment in of_matrix]
 
 
 def _read(buffer: Tensor, segment: Segment) -> Tensor:
-    """A segment of a buffer as [rows, cols]."""
-    return buffer[segment.offset : segment.stop].view(segment.piece.rows, segment.piece.cols)
+    """A segment of a buffer, which is a whole storage, as [rows, cols]."""
+    rows, cols = segment.piece.rows, segment.piece.cols
+    return buffer.as_strided((rows, cols), (cols, 1), segment.offset)

@@ -60,9 +60,9 @@ class Team:
         with _named(what):
             dist.get_rank(self.group)  # raises if the group was destroyed; gloo would still answer
             mine = mine.to(self.notes)
-            heard = [torch.empty_like(mine) for _ in range(self.size)]
-            dist.all_gather(heard, mine, group=self.group)
-        return torch.stack(heard).cpu()
+            heard = mine.new_empty((self.size, *mine.shape))
+            dist.all_gather(list(heard.unbind(0)), mine, group=self.group)
+        return heard.cpu()
 
     def sum(self, tensor: Tensor, what: str) -> None:
         """Adds up everybody's `tensor`, in place."""
