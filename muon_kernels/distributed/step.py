@@ -71,6 +71,7 @@ class BucketStep:
         self._rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
         self._grad_scale: Tensor | None = None
         self._found_inf: Tensor | None = None
+        self._copied: tuple[Wave, Transfer] | None = None
         self.device = parts[0].param.device
         lr = group["lr"]
         rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
@@ -79,7 +80,8 @@ class BucketStep:
         self._wire = torch.bfloat16 if bucket.compute == torch.float16 else bucket.compute
 
     def run(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Every wave: while the chains of one run, the next one is gathered and the one before is scattered.
+        """Every wave: while the chains of one run, the next one is gathered, the one before is scattered, and the
+        updates of the one before that are copied to other replicas.
 
         Args:
             grad_scale, found_inf: as in `ops.prologue`; `found_inf` must be the same on all ranks.
@@ -92,10 +94,11 @@ class BucketStep:
             here, coming = coming, self._gather(waves[i + 1]) if i + 1 < len(waves) else coming
             scattered = self._orthogonalize(wave, here.wait())
             if leaving is not None:
-                self._finish(waves[i - 1], leaving)
+                self._pass_on(waves[i - 1], leaving)
             leaving = scattered
         assert leaving is not None
-        self._finish(waves[-1], leaving)
+        self._pass_on(waves[-1], leaving)
+        self._apply_copied()
         if self._moments is not None:
             self._moments.share()
         self._close()
@@ -165,18 +168,30 @@ class BucketStep:
             torch._foreach_copy_(_read_all(send, sent), _within(orthogonal, sent))
         return self._bucket.team.start(exchange, send, "scattering updates")
 
-    def _finish(self, wave: Wave, leaving: Transfer) -> None:
-        """Passes updates on to the other replicas, and applies what came."""
+    def _pass_on(self, wave: Wave, leaving: Transfer) -> None:
+        """Takes in what was copied of the wave before, sends this one's updates on to the other replicas, and applies
+        what came here."""
         scattered = leaving.wait()
+        self._apply_copied()
         passed_on = [scattered[s.offset : s.stop] for s in wave.passed_on]
         send = torch.cat(passed_on) if passed_on else scattered.new_empty(0)
-        copied = self._bucket.team.start(wave.copy, send, "copying updates").wait()
-        near, far = self._active(wave.scatter.receive), self._active(wave.copy.receive)
-        came = near + far
+        self._copied = wave, self._bucket.team.start(wave.copy, send, "copying updates")
+        self._apply(wave.scatter.receive, scattered)
+
+    def _apply_copied(self) -> None:
+        """Waits for what other replicas pass on, and applies it."""
+        if self._copied is not None:
+            wave, copied = self._copied
+            self._copied = None
+            self._apply(wave.copy.receive, copied.wait())
+
+    def _apply(self, segments: Sequence[Segment], buffer: Tensor) -> None:
+        """Steps what lies here of the segments by their updates."""
+        came = self._active(segments)
         if not came:
             return
         params = [_cut(self._parts[s.number].param, s.piece) for s in came]
-        updates = [_read(scattered, s) for s in near] + [_read(copied, s) for s in far]
+        updates = [_read(buffer, s) for s in came]
         scales = [self._bucket.scales[s.number] for s in came]
         weight_decay = self._group["weight_decay"]
         if self._group["weight_decay_rule"] == "cautious":
