@@ -43,7 +43,7 @@ PARTS: list[tuple[str, Any, str]] = [
     ("of that its collective", Team, "all_gather"),
     ("gather", BucketStep, "_gather"),
     ("orthogonalize", BucketStep, "_orthogonalize"),
-    ("finish", BucketStep, "_finish"),
+    ("pass on and apply", BucketStep, "_pass_on"),
     ("all-to-alls in these", Team, "start"),
 ]
 
