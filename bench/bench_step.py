@@ -82,7 +82,7 @@ class Subject:
         """What a step needs at its peak beyond parameters, gradients and one momentum for each."""
         if self.device.type != "cuda":
             return None
-        torch._C._cuda_clearCublasWorkspaces()  # 32 MiB that the accuracy gate's products leave behind
+        torch._C._cuda_clearCublasWorkspaces()  # of the accuracy gate's products
         torch.cuda.reset_peak_memory_stats(self.device)
         self.step()
         synchronize(self.device)

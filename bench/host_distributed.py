@@ -28,15 +28,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from muon_kernels import Muon, dispatch
 from muon_kernels.distributed import runtime
+from muon_kernels.distributed.models import MODELS
 from muon_kernels.distributed.step import BucketStep
 from muon_kernels.distributed.team import Team
+from muon_kernels.muon import DEFAULT_WORKSPACE_BYTES
 
 WORLD = 4
 REPEATS = 100
-GPT2 = 12 * [*4 * [(16, 16)], (64, 16), (16, 64)]
-LLAMA_8B = 32 * [*2 * [(64, 64)], *2 * [(16, 64)], *2 * [(224, 64)], (64, 224)]
-MODELS = {"gpt2": (GPT2, 2**29 // 48**2), "llama-8b": (LLAMA_8B, 2**29 // 64**2)}
-"""Shapes divided by 48 and 64, and a workspace such that there are as many waves as on devices, 1 and 29."""
+DIVISORS = {"gpt2": 48, "llama-8b": 64}
+"""Of all sides. A workspace divided by their squares makes as many waves as there are on devices, 1 and 29."""
 PARTS: list[tuple[str, Any, str]] = [
     ("prepare", runtime.Shares, "prepare"),
     ("of it the roll call", runtime, "roll_call"),
@@ -55,8 +55,9 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("fake", rank=0, world_size=WORLD, store=FakeStore())
     with patch.object(dispatch, "_select_and_run", lambda *args, **kwargs: None):
-        for name, (shapes, workspace) in MODELS.items():
-            step = _optimizer(shapes, workspace).step
+        for name, divisor in DIVISORS.items():
+            shapes = [(rows // divisor, cols // divisor) for rows, cols in MODELS[name].shapes().values()]
+            step = _optimizer(shapes, DEFAULT_WORKSPACE_BYTES // divisor**2).step
             for _ in range(3):
                 step()
             print(f"{name}: {1e3 * min(_seconds(step) for _ in range(REPEATS)):.2f} ms")

@@ -55,9 +55,9 @@ struct Problem {
 
 struct Prologue {
   Prologue(const py::list& grads, const py::list& momenta, const py::list& outs) {
-    args.grad_dtype = common_dtype(grads);
-    args.momentum_dtype = common_dtype(momenta);
-    args.out_dtype = common_dtype(outs);
+    args.grad_dtype = common_dtype(grads, "grads");
+    args.momentum_dtype = common_dtype(momenta, "momenta");
+    args.out_dtype = common_dtype(outs, "outs");
     items.reserve(grads.size());
     for (size_t i = 0; i < grads.size(); ++i) {
       const auto [rows, cols, views] =
@@ -91,7 +91,7 @@ void bind_prologue(py::module_& m) {
 // ---- sum_squares -------------------------------------------------------------------------------------------------------
 
 struct SumSquares {
-  explicit SumSquares(const py::list& xs) : dtype(common_dtype(xs)) {
+  explicit SumSquares(const py::list& xs) : dtype(common_dtype(xs, "xs")) {
     for (const py::handle object : xs) {
       const Problem x(object);
       items.push_back({x.batch, x.rows, x.cols, x.data});
@@ -120,8 +120,8 @@ void bind_sum_squares(py::module_& m) {
 
 struct Normalize {
   Normalize(const py::list& xs, const py::list& outs) {
-    args.x_dtype = common_dtype(xs);
-    args.out_dtype = common_dtype(outs);
+    args.x_dtype = common_dtype(xs, "xs");
+    args.out_dtype = common_dtype(outs, "outs");
     for (size_t i = 0; i < xs.size(); ++i) {
       const Problem x(xs[i]), out(outs[i]);
       items.push_back({x.batch,
@@ -167,7 +167,7 @@ void apply(const py::list& params, const py::list& updates, const std::vector<do
         as_matrices<2>({read_tensor(params[i]), read_tensor(updates[i])}, "params and updates", i);
     items.push_back({rows, cols, views[0], views[1], scales.at(i)});
   }
-  const ApplyArgs args = apply_args(common_dtype(params), common_dtype(updates), weight_decay, lr, lr_device,
+  const ApplyArgs args = apply_args(common_dtype(params, "params"), common_dtype(updates, "updates"), weight_decay, lr, lr_device,
                                     lr_device_float64, found_inf);
   check(launch_apply(items.data(), static_cast<int64_t>(items.size()), args, stream_of(stream)));
 }

@@ -49,9 +49,9 @@ class WaveStep {
  public:
   WaveStep(Wave& wave, const py::list& grads, const py::list& momenta, const py::list& params, std::vector<double> scales,
            int64_t workspace)
-      : wave_(wave), workspace_(pointer<void>(workspace)), scales_(std::move(scales)), param_dtype_(common_dtype(params)) {
-    prologue_.grad_dtype = common_dtype(grads);
-    prologue_.momentum_dtype = common_dtype(momenta);
+      : wave_(wave), workspace_(pointer<void>(workspace)), scales_(std::move(scales)), param_dtype_(common_dtype(params, "params")) {
+    prologue_.grad_dtype = common_dtype(grads, "grads");
+    prologue_.momentum_dtype = common_dtype(momenta, "momenta");
     prologue_.out_dtype = DType::kBFloat16;
     for (const Buffer& input : wave.inputs) {
       for (int64_t i = 0; i < input.batch; ++i) add_matrix(input, i, grads, momenta, params);

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficients import resolve_coefficients
+from .coefficients import freeze_coefficients, resolve_coefficients
 from .matrices import freeze_layout
 from .orthogonalize import COMPUTE_DTYPES, check_coefficients, check_options
 from .periodic import check_period
@@ -101,6 +101,14 @@ def check_muon(options: dict[str, Any]) -> None:
     check_momentum_store(options)
     check_normalizer(options["normalizer"])
     check_rule(options["weight_decay_rule"])
+
+
+def frozen(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that a caller might still change from outside, in a form that nobody can."""
+    return {
+        "ns_coefficients": freeze_coefficients(options["ns_coefficients"]),
+        "layout": freeze_layout(options["layout"]),
+    }
 
 
 def check_momentum(momentum: float) -> None:

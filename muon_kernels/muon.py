@@ -11,14 +11,14 @@ from torch.optim.optimizer import ParamsT
 
 from . import auxiliary
 from .buckets import Bucket, fill_bucket, open_bucket
-from .checks import check_common, check_lr, check_muon, check_shared, with_dtypes
-from .coefficients import ORIGINAL, Coefficients, freeze_coefficients
+from .checks import check_common, check_lr, check_muon, check_shared, frozen, with_dtypes
+from .coefficients import ORIGINAL, Coefficients
 from .distributed.dtensors import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
 from .exact_state import ExactStateOptimizer
 from .masters import Masters
-from .matrices import Layout, freeze_layout, split
+from .matrices import Layout, split
 from .orthogonalize import DEFAULT_EPS, DEFAULT_STEPS, Method
 from .periodic import advance, steps_shards
 from .preconditioning import Preconditioning
@@ -198,8 +198,7 @@ class Muon(ExactStateOptimizer):
         check_common(options)
         if group["use_muon"]:
             check_muon(options)
-            group["ns_coefficients"] = freeze_coefficients(options["ns_coefficients"])
-            group["layout"] = freeze_layout(options["layout"])
+            group |= frozen(options)
         else:
             auxiliary.check_group(options)
         shared = group.pop("process_group", self._process_group)
@@ -244,8 +243,7 @@ class Muon(ExactStateOptimizer):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             if group["use_muon"]:
-                group["ns_coefficients"] = freeze_coefficients(group["ns_coefficients"])
-                group["layout"] = freeze_layout(group["layout"])
+                group |= frozen(group)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_max_workspace_bytes", "_process_group", "_shares")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import extension
 from .buckets import Bucket, open_bytes
-from .checks import MUON_OPTIONS, check_grads, check_muon
+from .checks import MUON_OPTIONS, check_grads, check_muon, frozen
 from .coefficients import Row, resolve_coefficients
 from .dispatch import PLAIN
 from .matrices import Layout, step_factor
@@ -96,7 +96,8 @@ class Schedule:
             # The same objects: what is equal may be of another type.
             if known is None or not all(map(operator.is_, options, known)):
                 check_muon(group)
-                self._options[number] = options
+                group |= frozen(group)  # as of one that was added
+                self._options[number] = [group[name] for name in MUON_OPTIONS]
         return described
 
     def launches(

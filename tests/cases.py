@@ -100,3 +100,24 @@ def assert_descriptions_differ():
     for i, one in enumerate(descriptions):
         assert [one == other for other in descriptions] == [i == j for j in range(len(descriptions))]
     assert describe([torch.ones(2, 3)]) == describe([nn.Parameter(torch.ones(3, 2).mT)]) == descriptions[0]
+
+
+SIZES = (0, 1, 3, 7, 8, 9, 1023, 2048, 4095, 4096, 4097, 6144, 6145, 6147, 8191, 8192, 8193, 20000, 1_000_003)
+"""Of vectors: around those of packs, chunks and blocks of the CUDA kernels."""
+
+UNIT32 = 2.0**-24
+
+
+def randn(shape, dtype, offset=0):
+    """Contiguous random numbers that begin `offset` elements into their storage."""
+    size = torch.Size(shape).numel()
+    return torch.randn(size + offset, device="cuda").to(dtype)[offset:].view(shape)
+
+
+def assert_rounded_once(actual, oracle, terms):
+    """`actual` is `oracle` rounded to its dtype, give or take a few float32 operations on numbers like `terms`."""
+    info = torch.finfo(actual.dtype)
+    allowed = info.eps / 2 * 1.01 * oracle.abs() + 8 * UNIT32 * terms + info.smallest_normal * info.eps
+    error = (actual.double() - oracle).abs()
+    worst = (error - allowed).max().item() if error.numel() else -1.0
+    assert not worst > 0 and error.isfinite().all(), f"exceeds the allowed error by {worst:.3e}"

@@ -70,7 +70,7 @@ def test_second_moments_wherever_parameters_lie(ranks):
 )
 def test_layouts(ranks, layout, shapes, kinds):
     for kind in kinds:
-        ranks(4).run(equals_one_process, LIES[kind], shapes, DOUBLE | {"layout": layout}, torch.float64)
+        ranks(4).run(equals_one_process, LIES[kind], shapes, DOUBLE | {"layout": layout}, torch.float64, 3)
 
 
 @pytest.mark.parametrize("shapes", [[], [(6, 4)], [(0, 5), (8, 3)]], ids=["none", "one", "an empty one"])

@@ -206,3 +206,14 @@ def test_a_wrong_option_after_a_good_step(optimizer, name, value):
     with pytest.raises((TypeError, ValueError), match=name):
         step(optimizer, 1)
     assert all(map(torch.equal, params_of(optimizer), before))
+
+
+def test_a_list_that_is_given_between_steps_is_copied(optimizer):
+    step(optimizer)
+    rows = [[3.0, -4.0, 2.0]]
+    optimizer.param_groups[0]["ns_coefficients"] = rows
+    step(optimizer, 1)
+    rows[0][0] = "a"
+    expected = fresh_step(optimizer, 2)
+    step(optimizer, 2)
+    assert all(map(torch.equal, params_of(optimizer), expected))

@@ -2,8 +2,9 @@
 //
 // Time = fixed + rounds * (k steps * step + tile), where a round is one tile on every cluster and a step is 64 of k; a
 // step takes as long as the slowest of shared memory, L2 and the tensor cores. Figures in microseconds, fitted to two
-// runs on an H100 of 700 W: over 25 shapes the choice costs 1.2 % in the mean and 9 % at worst against the best tile
-// (bench/NOTES.md).
+// runs on an H100 of 700 W: over 25 shapes the choice cost 1.2 % in the mean and 9 % at worst against the best tile
+// (bench/NOTES.md). Since then the cooperative shapes store later; their tile is 2.5 instead of 4, by hand and not by a new
+// fit, so that 16 x 2048^3 goes to WidePair, which was faster there.
 #include <algorithm>
 #include <cmath>
 #include <limits>
