@@ -113,7 +113,7 @@ class PCNetwork(nn.Module):
     ) -> Tensor:
         """Hidden activities after `steps` steps of gradient descent ("gd") or "adam" on each sample's own energy."""
         z = torch.stack(self.states(x)[:-1]).detach().requires_grad_()
-        optimizer = torch.optim.SGD([z], lr) if method == "gd" else torch.optim.Adam([z], lr)
+        optimizer = torch.optim.SGD([z], lr) if method == "gd" else torch.optim.Adam([z], lr, capturable=z.is_cuda)
         for _ in range(steps):
             energy = self.energy(x, y, z, penalties) * len(x)
             (z.grad,) = torch.autograd.grad(energy, z)

@@ -7,6 +7,7 @@ import torch
 from _experiment import Cell, Row, chosen
 from _mnist_train import Split, accuracy
 from _pc_network import PCNetwork, Penalties, half_squared_error
+from _replayed import replayed
 from torch import Tensor
 
 from muon_kernels import Muon
@@ -45,7 +46,7 @@ def make_optimizer(name: str, net: PCNetwork, rate: float) -> torch.optim.Optimi
     """Muon, scaled by sqrt(max(rows, cols)), so that entries move as much as under Adam at the same rate; or Adam."""
     if name == "Muon":
         return Muon(net.parameters(), rate, 0.0, adjust_lr_fn="max_dim")
-    return torch.optim.Adam(net.parameters(), rate)
+    return torch.optim.Adam(net.parameters(), rate, capturable=next(net.parameters()).is_cuda)
 
 
 def batches(cell: Cell, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,31 +69,40 @@ def train(cell: Cell, splits: tuple[Split, Split]) -> Row:
     net = network(cell, images.images.shape[1]).to(images.images.device)
     optimizer = make_optimizer(cell["optimizer"], net, cell["rate"])
     penalties = Penalties(activity_decay=cell["activity_decay"])
-    row: Row = {"accuracy": [], "loss": [], "energy": [], "condition": []}
-    for iteration, (x, y) in zip(range(1, cell["iterations"] + 1), batches(cell, images), strict=False):
-        optimizer.zero_grad()
+    inference = {
+        "steps": cell.get("inference_steps", 0),
+        "lr": cell["activity_rate"],
+        "method": cell["activity_optimizer"],
+    }
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
         if cell["method"] == "bp":
             energy = half_squared_error(net(x), y)
         else:
-            settings = {"steps": cell["inference_steps"], "lr": cell["activity_rate"]}
-            z = net.infer(x, y, method=cell["activity_optimizer"], penalties=penalties, **settings)
-            energy = net.energy(x, y, z, penalties)
+            energy = net.energy(x, y, net.infer(x, y, penalties=penalties, **inference), penalties)
+        optimizer.zero_grad()
         energy.backward()
-        tested = iteration % cell["test_every"] == 0
-        if tested:
-            with torch.no_grad():
-                loss = half_squared_error(net(x), y).item()
-            if cell["conditions"] and math.isfinite(loss):
-                row["condition"].append(float(condition_number(activity_eigenvalues(net, x[:1], y[:1]))))
         optimizer.step()
-        if tested:
-            if math.isfinite(loss) and math.isfinite(energy.item()):
-                row["loss"].append(loss)
-                row["energy"].append(energy.item())
-            correct = accuracy(net, test)
-            if learned_nothing(loss, correct):
-                break
-            row["accuracy"].append(correct)
+        return energy.detach()
+
+    advance = replayed(step, images.images.device)
+    row: Row = {"accuracy": [], "loss": [], "energy": [], "condition": []}
+    for iteration, (x, y) in zip(range(1, cell["iterations"] + 1), batches(cell, images), strict=False):
+        if iteration % cell["test_every"]:
+            advance(x, y)
+            continue
+        with torch.no_grad():
+            loss = half_squared_error(net(x), y).item()
+        if cell["conditions"] and math.isfinite(loss):
+            row["condition"].append(float(condition_number(activity_eigenvalues(net, x[:1], y[:1]))))
+        energy = advance(x, y).item()
+        if math.isfinite(loss) and math.isfinite(energy):
+            row["loss"].append(loss)
+            row["energy"].append(energy)
+        correct = accuracy(net, test)
+        if learned_nothing(loss, correct):
+            break
+        row["accuracy"].append(correct)
     return row
 
 

@@ -14,7 +14,9 @@ from _experiment import Experiment, Row, chosen, start
 from _mnist_read import Mnist
 from _mnist_train import Split, prepare_splits
 from _pc_network import PCNetwork, half_squared_error
+from _replayed import replayed
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from muon_kernels import Muon
 from muon_kernels.diagnostics.figures import Line, draw_curves, draw_rate_contour, family_colors
@@ -95,20 +97,23 @@ def train(cell: Row, split: Split) -> Row:
         skips=cell["skips"],
         seed=cell["seed"],
     ).to(device)
+    optimizer: torch.optim.Optimizer
     if cell["scale"] == ADAM:
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), cell["rate"])
+        optimizer = torch.optim.Adam(net.parameters(), cell["rate"], capturable=device.type == "cuda")
     else:
         optimizer = Muon(net.parameters(), cell["rate"], 0.0, adjust_lr_fn=cell["scale"])
-    order = torch.Generator().manual_seed(cell["seed"])
-    losses = []
-    for _ in range(cell["steps"]):
-        index = torch.randint(len(split.labels), (cell["batch"],), generator=order).to(device)
-        target = torch.eye(CLASSES, device=device)[split.labels[index]]
-        loss = half_squared_error(net(split.images[index]), target)
+    one_hot = torch.eye(CLASSES, device=device)
+
+    def step(index: Tensor) -> Tensor:
+        loss = half_squared_error(net(split.images[index]), one_hot[split.labels[index]])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.detach())
+        return loss.detach()
+
+    order = torch.Generator().manual_seed(cell["seed"])
+    batches = torch.randint(len(split.labels), (cell["steps"], cell["batch"]), generator=order).to(device)
+    losses = list(map(replayed(step, device), batches))
     last = torch.stack(losses[-max(1, cell["steps"] // 5) :]).mean().item()
     # JSON has no infinity; nothing that learned has such a loss.
     return {"loss": last if math.isfinite(last) else 1e30}
