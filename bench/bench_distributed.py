@@ -2,11 +2,11 @@
 
     torchrun --standalone --nproc-per-node 4 -m bench.bench_distributed OUT.json --budget 220
 
-Rows are layouts (FSDP2, HSDP, DDP, tensor parallelism; a mesh of two sides needs four ranks), columns our Muon and
-torch.optim.Muon on DTensors, beside our step on one GPU, all in order of importance. A time is that of the slowest
-rank, as called, from idle devices. A layout whose results differ from one process's by more than GATE gets no time.
-`python -m bench.report OUT.json` prints the file. Exit status 1: of ours something failed, or has other bits than one
-process.
+Rows are layouts (FSDP2, HSDP, DDP, tensor parallelism; a mesh of two sides needs four ranks), columns our Muon and, on
+DTensors, torch.optim.Muon and dion's, beside our step on one GPU, all in order of importance. A time is that of the
+slowest rank, as called, from idle devices. A layout whose results differ from one process's by more than GATE gets no
+time. `python -m bench.report OUT.json` prints the file. Exit status 1: of ours something failed, or has other bits
+than one process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .gate import GateRefused
 from .lab import NoNumber, Status
 from .layouts import Layout
 from .ranks import Ranks
-from .shared import MODEL_CELLS, OURS, PAIRS, SMOKE_CELLS, TORCH, Column, Shared, compare
+from .shared import MODEL_CELLS, OURS, PAIRS, SMOKE_CELLS, Column, Shared, compare
 from .shared_results import SharedResults
 
 GATE = 0.05
@@ -74,6 +74,8 @@ class Bench:
                 status = "skipped"
         except GateRefused as refusal:
             status, reason = "refused", str(refusal)
+        except ImportError as error:
+            status, reason = "absent", str(error)
         except Exception as error:
             status, reason = "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
         gc.collect()
@@ -204,7 +206,7 @@ def run(options: argparse.Namespace, device: torch.device) -> bool:
     bench.attempt("link", f"on {world}", OURS, bench.measure_link)
     measure(OURS, None)
     for pair in fitting:
-        if pair[0] is TORCH:
+        if pair[0] is not OURS:
             check(*pair)
         measure(*pair)
     return bench.healthy

@@ -17,6 +17,7 @@ from muon_kernels.distributed.models import MODELS, Transformer
 from .cells import Shape
 from .layouts import FSDP, LAYOUTS, Layout
 from .peers.base import LR, WEIGHT_DECAY
+from .peers.dion import build as build_dion
 from .timing import random_normal
 
 Shapes = Mapping[str, Shape]
@@ -24,11 +25,15 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Column:
-    """An optimizer, built for parameters that lie in a layout or, with None, whole in one process."""
+    """An optimizer, built for parameters that lie in a layout or, with None, whole in one process.
+
+    momentum: its name in the state of a parameter.
+    """
 
     name: str
     ours: bool
     build: Callable[[list[Parameter], Layout | None], Optimizer]
+    momentum: str = "momentum_buffer"
 
 
 def _ours(params: list[Parameter], layout: Layout | None) -> Optimizer:
@@ -39,9 +44,16 @@ def _torch(params: list[Parameter], layout: Layout | None) -> Optimizer:
     return torch.optim.Muon(params, lr=LR, weight_decay=WEIGHT_DECAY)
 
 
-OURS, TORCH = Column("ours", True, _ours), Column("torch.optim.Muon", False, _torch)
+def _dion(params: list[Parameter], layout: Layout | None) -> Optimizer:
+    mesh = layout.mesh(params[0].device.type) if layout else None
+    return build_dion(distributed_mesh=mesh, use_triton=True)(params)
 
-PAIRS = [*((OURS, layout) for layout in LAYOUTS), (TORCH, FSDP)]
+
+OURS = Column("ours", True, _ours)
+TORCH = Column("torch.optim.Muon", False, _torch)
+DION = Column("dion-triton", False, _dion, momentum="momentum")
+
+PAIRS = [*((OURS, layout) for layout in LAYOUTS), (TORCH, FSDP), (DION, FSDP)]
 """What is checked and timed, in order of importance."""
 
 MODEL_CELLS = [("llama-8b", MODELS["llama-8b"], torch.bfloat16), ("gpt2", MODELS["gpt2"], torch.float32)]
@@ -57,6 +69,7 @@ class Shared:
         self, device: torch.device, column: Column, layout: Layout | None, shapes: Shapes, dtype: torch.dtype
     ) -> None:
         self._device, self._layout, self._shapes, self._dtype = device, layout, shapes, dtype
+        self._momentum = column.momentum
         self._mesh = layout.mesh(device.type) if layout else None
         self.params = [Parameter(self._draw(name, 0.02, i)) for i, name in enumerate(shapes)]
         self.set_grads(0)
@@ -71,7 +84,7 @@ class Shared:
         """Parameters and momenta in turn."""
         for p in self.params:
             yield p.detach()
-            yield self.optimizer.state[p]["momentum_buffer"]
+            yield self.optimizer.state[p][self._momentum]
 
     def _draw(self, name: str, scale: float, seed: int) -> Tensor:
         whole = random_normal(self._device, self._shapes[name], self._dtype, seed).mul_(scale)

@@ -19,13 +19,13 @@ def test_every_row(ranks, tmp_path):
     assert ranks(4).run(jobs.run_bench, [str(path), "--commit", "abc"]) == [True] * 4
     run = load(path)
     assert run.commit == "abc" and run.machine["ranks"] == 4 and run.machine["backend"] == "gloo"
-    assert not run.missing
+    assert {entry["provider"] for entry in run.missing} <= {"dion-triton"}  # which is rarely installed
     names = [layout.name for layout in LAYOUTS]
     ours = [check for check in run.checks if check["provider"] == "ours"]
     assert [check["layout"] for check in ours] == names and all(check["differing"] == 0 for check in ours)
-    (other,) = (check for check in run.checks if check["provider"] != "ours")
+    (other,) = (check for check in run.checks if check["provider"] == "torch.optim.Muon")
     assert 0 < other["error"] < jobs.bench_distributed.GATE
-    rows = {(row.cell, row.provider): row for row in run.rows}
+    rows = {(row.cell, row.provider): row for row in run.rows if row.provider != "dion-triton"}
     cells = [f"tiny float32, {where}" for where in ("alone", *(f"{name} on 4" for name in names))]
     assert list(rows) == [*((cell, "ours") for cell in cells), ("tiny float32, FSDP2 on 4", "torch.optim.Muon")]
     alone = rows[cells[0], "ours"].median
@@ -45,7 +45,7 @@ def test_other_results_get_no_time_and_a_spent_budget_ends_the_run(ranks, tmp_pa
     assert ranks(2).run(jobs.run_bench, [str(path)], -1.0) == [False] * 2
     run = load(path)
     assert [row.cell for row in run.rows] == ["tiny float32, alone"]
-    refused = [entry for entry in run.missing if entry["status"] == "refused"]
+    refused = [e for e in run.missing if e["status"] == "refused" and e["provider"] != "dion-triton"]
     assert len(refused) == 4 and all("over its limit" in entry["reason"] for entry in refused)
     assert all(entry["reason"] == "error 0 is over its limit -1.0" for entry in refused if entry["provider"] == "ours")
 

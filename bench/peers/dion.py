@@ -29,13 +29,15 @@ def _load_turbo() -> Orthogonalize:
     return newton_schulz_triton_fast
 
 
-def _build(**options: Any) -> Callable[[list[Parameter]], Optimizer]:
-    def build(params: list[Parameter]) -> Optimizer:
+def build(**options: Any) -> Callable[[list[Parameter]], Optimizer]:
+    """What makes its Muon with these options."""
+
+    def build_muon(params: list[Parameter]) -> Optimizer:
         Muon = imported("dion", "Muon")
 
         return Muon(params, lr=LR, weight_decay=WEIGHT_DECAY, nesterov=True, **options)
 
-    return build
+    return build_muon
 
 
 ORTHOGONALIZERS = [
@@ -49,14 +51,14 @@ STEPPERS = [
         promise("polar_express_dion", norm_factor=1.02),
         tier=0,
         compiles=True,
-        build=_build(use_triton=True),
+        build=build(use_triton=True),
         rule=scaling.spectral_unclamped,
     ),
     Stepper(
         "dion-gns",
         promise("polar_express_1.05"),
         compiles=True,
-        build=_build(use_triton=True, use_gram_newton_schulz=True),
+        build=build(use_triton=True, use_gram_newton_schulz=True),
         rule=scaling.spectral_unclamped,
     ),
 ]
