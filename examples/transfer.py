@@ -41,7 +41,7 @@ class Settings:
     seeds: int = 1
 
 
-FULL = Settings((64, 128, 256, 512, 1024), 8, (8, 16, 32, 64, 128), 512, steps=300, seeds=3)
+FULL = Settings((64, 128, 256, 512, 1024), 8, (8, 16, 32, 64), 512, steps=300)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -31,8 +31,8 @@ class SpectrumMonitor:
     named parameter[i]); elsewhere trailing dimensions count as one, and vectors are left out. They have names if
     the optimizer was given `named_parameters()`, otherwise numbers.
 
-    Between records it costs a counter. A recorded step copies the parameters, in float32 at least, and computes and waits
-    as `spectra` does.
+    Between records it costs a counter. A recorded step copies the parameters, in float32 at least, and computes and
+    waits as `spectra` does.
 
     Args:
         optimizer: any torch optimizer. Parameters must be whole on this process.
