@@ -115,9 +115,11 @@ def elementwise():
         x = torch.empty(3, 4, cols + 1)
         for part in (x[:, :, 1:], x[:, :, :-1], x[:1, :, :-1]):
             yield from normalize.plan([part], sumsq[: len(part)], [part.half()], eps=0.0, safety_factor=1.0)
-    for rate in (torch.tensor(0.1), torch.tensor(0.2)):
-        tensors = [torch.empty(4, 32) for _ in range(2)]
-        yield from apply.plan(tensors, tensors, lr=rate, weight_decay=0.1, scales=[1.0, 1.0], found_inf=None)
+    for rate, shape in ((0.1, (4, 32)), (0.2, (4, 32)), (0.1, (4, 31)), (0.1, (9, 64))):
+        tensors = [torch.empty(shape) for _ in range(2)]
+        yield from apply.plan(
+            tensors, tensors, lr=torch.tensor(rate), weight_decay=0.1, scales=[1.0] * 2, found_inf=None
+        )
 
 
 def products():
