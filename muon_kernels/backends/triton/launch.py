@@ -4,8 +4,9 @@ Triton compiles a kernel again for every integer argument that turns to 1 or bec
 wanted for extents and strides, where it decides how wide loads are, and unwanted for addresses and counts: those
 travel through `unspecialized` as odd numbers, and a kernel reads them back with `>> 1`.
 
-Launch for launch Triton looks at every argument to find the compiled kernel that it wants, which takes the host longer
-than to enqueue it. Here the kernel is found by fewer facts, or kept beside a launch that is made again and again.
+To find the compiled kernel of a launch, Triton looks at every number of its arguments, which takes the host longer than
+to enqueue it. Here it is found by fewer facts, or kept with a launch that is made again and again, and Triton's handle
+enqueues it, which wants all arguments in their order.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ INTERPRETED = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, which compiles nothing and wants a tensor for every pointer."""
 
 
+MOST_COMPILED = 1024
+
 _compile_only: contextvars.ContextVar[bool] = contextvars.ContextVar("muon_kernels_triton_compile_only", default=False)
 
-
 _compiled: dict[tuple[Hashable, ...], Any] = {}
-MOST_COMPILED = 1024
 
 
 class Launch(NamedTuple):
     """A kernel, its grid, its arguments by name and in its order, and how Triton is to compile it.
 
-    free: names of arguments that nothing is compiled for: numbers by `unspecialized`, and what the kernel declares.
-    compiled: Triton's handle, where the launch is for one device; pointers may be addresses then, integers.
+    free: arguments whose values change nothing about that: tuples of `unspecialized` numbers, as long as another
+        argument says, and those that the kernel declares.
+    compiled: the handle, of a launch on the device that it was compiled for. Pointers may be addresses then.
     """
 
     kernel: triton.JITFunction
