@@ -6,8 +6,8 @@
 // prologue adds up its sums, in the order of sums.cuh, and publishes the factor. A matrix is normalised from its end: of one
 // that L2 cannot hold, that is what L2 holds.
 //
-// No block waits for ever: it waits only once its own prologue has been counted, and only for blocks of smaller index, which
-// the device has started before it.
+// No block waits for ever: the factor that it waits for is published by a block of smaller index, which the device has
+// started before it and which waits in the same way, if at all.
 //
 // A table holds 1019 dense or 355 strided matrices; longer lists take several launches, each complete in itself.
 // Limits: at most 2^30 chunks of 4096 elements a launch; grad, momentum and out must not overlap each other.
