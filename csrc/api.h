@@ -104,6 +104,18 @@ int64_t normalize_scratch(const NormalizeItem* items, int64_t count, const Norma
 
 cudaError_t launch_normalize(const NormalizeItem* items, int64_t count, const NormalizeArgs& args, cudaStream_t stream);
 
+// ---- prologue_normalize: both for matrices whose results lie in one place, in one launch ---------------------------------
+
+constexpr int64_t kLargestMatrix = int64_t{1} << 31;  // elements of an item
+
+// Number of doubles that prologue.partials must hold for these items.
+int64_t prologue_normalize_scratch(const PrologueItem* items, int64_t count, const PrologueArgs& prologue);
+
+// Bit for bit launch_prologue with bfloat16 outs, then launch_normalize of these by their sums to float16 in the same place.
+// Sums stay inside: neither struct's sumsq is used.
+cudaError_t launch_prologue_normalize(const PrologueItem* items, int64_t count, const PrologueArgs& prologue,
+                                      const NormalizeArgs& norm, cudaStream_t stream);
+
 // ---- apply: p <- p * (1 - lr * weight_decay) - lr * scale * update -----------------------------------------------------
 
 struct ApplyItem {

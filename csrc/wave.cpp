@@ -36,15 +36,15 @@ std::vector<Buffer> buffers(const std::vector<BufferFields>& list) {
   return found;
 }
 
-// What the shapes of a wave decide. For each of its groups: where the matrices are put, where they lie normalised, and the
-// factors of the orthogonalised ones, P [side, side] and X [rows, cols]: P X, or X P' of tall ones.
+// What the shapes of a wave decide. For each of its groups: where the matrices lie normalised, and the factors of the
+// orthogonalised ones, P [side, side] and X [rows, cols]: P X, or X P' of tall ones.
 struct Wave {
   Chains& chains;
-  std::vector<Buffer> inputs, normalised, ps, xs;
+  std::vector<Buffer> normalised, ps, xs;
 };
 
-// A step of a wave: its tensors are read, nothing is launched yet. float16 chains; inputs in bfloat16, as float16 has too
-// little range for what is not normalised.
+// A step of a wave: its tensors are read, nothing is launched yet. float16 chains; until they are normalised, matrices lie
+// there in bfloat16, as float16 has too little range.
 class WaveStep {
  public:
   WaveStep(Wave& wave, const py::list& grads, const py::list& momenta, const py::list& params, std::vector<double> scales,
@@ -53,8 +53,8 @@ class WaveStep {
     prologue_.grad_dtype = common_dtype(grads, "grads");
     prologue_.momentum_dtype = common_dtype(momenta, "momenta");
     prologue_.out_dtype = DType::kBFloat16;
-    for (const Buffer& input : wave.inputs) {
-      for (int64_t i = 0; i < input.batch; ++i) add_matrix(input, i, grads, momenta, params);
+    for (const Buffer& x : wave.normalised) {
+      for (int64_t i = 0; i < x.batch; ++i) add_matrix(x, i, grads, momenta, params);
     }
     MatrixView* first = params_.data();
     for (size_t g = 0; g < wave.xs.size(); ++g) {
@@ -63,33 +63,21 @@ class WaveStep {
     }
   }
 
-  // Whether the last products can write the parameters.
+  // Whether the last products can write the parameters, and no matrix is too large for prologue_normalize.
   bool fits() const { return fits_ && param_dtype_ != DType::kFloat16; }
 
-  int64_t partials() const { return prologue_partials(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_); }
+  // Number of doubles that `launch` wants as scratch memory.
+  int64_t scratch() const {
+    return prologue_normalize_scratch(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_);
+  }
 
   void launch(double momentum, bool nesterov, bool maximize, int64_t grad_scale, double eps, double safety_factor,
-              double weight_decay, double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t sumsq,
-              int64_t partials, int64_t stream_address) {
+              double weight_decay, double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t scratch,
+              int64_t stream_address) {
     const cudaStream_t stream = stream_of(stream_address);
-    set_prologue(prologue_, momentum, nesterov, /*ema=*/true, maximize, grad_scale, found_inf, sumsq, partials);
-    check(launch_prologue(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_, stream));
-
-    std::vector<NormalizeItem> items;
-    for (size_t g = 0; g < wave_.inputs.size(); ++g) {
-      const Buffer& x = wave_.inputs[g];
-      const MatrixBatch from = x.in(workspace_), to = wave_.normalised[g].in(workspace_);
-      items.push_back({x.batch,
-                       x.rows,
-                       x.cols,
-                       {from.data, from.row_stride, from.col_stride},
-                       {to.data, to.row_stride, to.col_stride},
-                       from.batch_stride,
-                       to.batch_stride});
-    }
-    const NormalizeArgs norm{DType::kBFloat16, DType::kFloat16, pointer<const double>(sumsq), /*scratch=*/nullptr, eps,
-                             safety_factor};
-    check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), norm, stream));
+    set_prologue(prologue_, momentum, nesterov, /*ema=*/true, maximize, grad_scale, found_inf, /*sumsq=*/0, scratch);
+    const NormalizeArgs norm{DType::kBFloat16, DType::kFloat16, /*sumsq=*/nullptr, /*scratch=*/nullptr, eps, safety_factor};
+    check(launch_prologue_normalize(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_, norm, stream));
 
     check(wave_.chains.launch(DType::kFloat16, workspace_, stream));
 
@@ -98,10 +86,10 @@ class WaveStep {
   }
 
  private:
-  void add_matrix(const Buffer& input, int64_t i, const py::list& grads, const py::list& momenta, const py::list& params) {
+  void add_matrix(const Buffer& x, int64_t i, const py::list& grads, const py::list& momenta, const py::list& params) {
     const size_t n = matrices_.size();
-    const MatrixBatch batch = input.in(workspace_);
-    int64_t shape[] = {input.rows, input.cols}, strides[] = {batch.row_stride, batch.col_stride};
+    const MatrixBatch batch = x.in(workspace_);
+    int64_t shape[] = {x.rows, x.cols}, strides[] = {batch.row_stride, batch.col_stride};
     dlpack::Tensor out{};
     out.data = static_cast<char*>(batch.data) + kElementSize * i * batch.batch_stride;
     out.ndim = 2;
@@ -110,6 +98,7 @@ class WaveStep {
     const auto [rows, cols, views] =
         as_matrices<3>({read_tensor(grads[n]), read_tensor(momenta[n]), out}, "grads and momenta", n);
     matrices_.push_back({rows, cols, views[0], views[1], views[2]});
+    fits_ = fits_ && rows * cols <= kLargestMatrix;
     const dlpack::Tensor param = read_tensor(params[n]);
     params_.push_back({data_of(param), param.strides[0], param.strides[1]});
   }
@@ -142,22 +131,21 @@ class WaveStep {
 
 void bind_wave(py::module_& m) {
   py::class_<Wave>(m, "Wave", py::module_local())
-      .def(py::init([](Chains& chains, const std::vector<BufferFields>& inputs, const std::vector<BufferFields>& normalised,
-                       const std::vector<BufferFields>& ps, const std::vector<BufferFields>& xs) {
-             return std::make_unique<Wave>(Wave{chains, buffers(inputs), buffers(normalised), buffers(ps), buffers(xs)});
+      .def(py::init([](Chains& chains, const std::vector<BufferFields>& normalised, const std::vector<BufferFields>& ps,
+                       const std::vector<BufferFields>& xs) {
+             return std::make_unique<Wave>(Wave{chains, buffers(normalised), buffers(ps), buffers(xs)});
            }),
-           py::arg("chains"), py::arg("inputs"), py::arg("normalised"), py::arg("ps"), py::arg("xs"),
-           py::keep_alive<1, 2>());
+           py::arg("chains"), py::arg("normalised"), py::arg("ps"), py::arg("xs"), py::keep_alive<1, 2>());
   py::class_<WaveStep>(m, "WaveStep", py::module_local())
       .def(py::init<Wave&, const py::list&, const py::list&, const py::list&, std::vector<double>, int64_t>(),
            py::arg("wave"), py::arg("grads"), py::arg("momenta"), py::arg("params"), py::arg("scales"),
            py::arg("workspace"), py::keep_alive<1, 2>())
       .def("fits", &WaveStep::fits)
-      .def("partials", &WaveStep::partials)
+      .def("scratch", &WaveStep::scratch)
       .def("launch", &WaveStep::launch, py::arg("momentum"), py::arg("nesterov"), py::arg("maximize"),
            py::arg("grad_scale"), py::arg("eps"), py::arg("safety_factor"), py::arg("weight_decay"), py::arg("lr"),
-           py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("sumsq"),
-           py::arg("partials"), py::arg("stream"));
+           py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("scratch"),
+           py::arg("stream"));
 }
 
 }  // namespace muon_kernels

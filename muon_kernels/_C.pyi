@@ -79,7 +79,6 @@ class Wave:
     def __init__(
         self,
         chains: Chains,
-        inputs: Sequence[Integers],
         normalised: Sequence[Integers],
         ps: Sequence[Integers],
         xs: Sequence[Integers],
@@ -96,7 +95,7 @@ class WaveStep:
         workspace: int,
     ) -> None: ...
     def fits(self) -> bool: ...
-    def partials(self) -> int: ...
+    def scratch(self) -> int: ...
     def launch(
         self,
         momentum: float,
@@ -110,7 +109,6 @@ class WaveStep:
         lr_device: int,
         lr_device_float64: bool,
         found_inf: int,
-        sumsq: int,
-        partials: int,
+        scratch: int,
         stream: int,
     ) -> None: ...

@@ -400,6 +400,15 @@ def test_waves_that_are_not_whole(param, options, monkeypatch):
     assert calls.count("prologue") == 2
 
 
+@pytest.mark.parametrize(("elements", "fits"), [(2**31, True), (2**31 + 1, False)])
+def test_the_largest_matrix_of_a_whole_wave(host_module, elements, fits):
+    one, whole = (0, 1, 1, 1, 1, 1), (0, 1, 1, elements, elements, elements)
+    wave = host_module.Wave(host_module.Chains([], [], [], []), [whole], [one], [whole])
+    expanded = [torch.zeros(1, 1).expand(1, elements)]
+    step = host_module.WaveStep(wave, expanded, expanded, [torch.zeros(1, 1)], [1.0], 0)
+    assert step.fits() == fits
+
+
 def test_random_calls():
     counts = kernel_fuzz.run(0, 120, "cpu", "cuda")
     assert len(counts) == 7

@@ -1,4 +1,4 @@
-// What the two ways of normalize share: the factor of a matrix, one pass that applies it, and the matrices of an item.
+// What all ways of normalize share: the factor of a matrix, one pass that applies it, and the matrices of an item.
 #pragma once
 
 #include <cfloat>
@@ -21,8 +21,8 @@ __device__ inline float factor(double sumsq, const NormalizeArgs& args) {
   return norm < FLT_MIN ? 0.0f : static_cast<float>(1.0 / fmax(norm, args.eps));
 }
 
-// An Op of walk.cuh.
-template <typename X, typename O>
+// An Op of walk.cuh. kX, kOut: the operands of the view; in place (kX == kOut) for X and O of one size.
+template <typename X, typename O, int kX = 0, int kOut = 1>
 class Normalize {
  public:
   template <int W>
@@ -30,11 +30,14 @@ class Normalize {
     Pack<X, W> x;
   };
 
-  __device__ Normalize(float factor, void* const (&data)[2]) : data_(data), factor_(factor) {}
+  static_assert(kX != kOut || sizeof(X) == sizeof(O));
+
+  template <int kOperands>
+  __device__ Normalize(float factor, void* const (&data)[kOperands]) : x_(data[kX]), out_(data[kOut]), factor_(factor) {}
 
   template <int W, class Span>
   __device__ Input<W> load(const Span& span) const {
-    return {muon_kernels::load<X, W, 0>(data_[0], span)};
+    return {muon_kernels::load<X, W, kX>(x_, span)};
   }
 
   template <int W, class Span>
@@ -42,11 +45,15 @@ class Normalize {
     Pack<O, W> out;
 #pragma unroll
     for (int i = 0; i < W; ++i) out.value[i] = from_float<O>(to_float(input.x.value[i]) * factor_);
-    store<O, W, 1>(data_[1], span, out);
+    store<O, W, kOut, kUse>(out_, span, out);
   }
 
  private:
-  void* const (&data_)[2];
+  // In place, L2 has others to keep: what waits to be normalised.
+  static constexpr Use kUse = kX == kOut ? Use::kOnce : Use::kAgain;
+
+  const void* x_;
+  void* out_;
   const float factor_;
 };
 

@@ -58,27 +58,37 @@ __device__ Pack load_pack(const Pack* from) {
   return pack;
 }
 
+// What is not used again soon is the first to leave the caches.
+enum class Use { kAgain, kOnce };
+
 // __stwb is an ordinary store; written as an assignment, the compiler breaks some vectors into words.
-template <class Pack>
+template <Use kUse = Use::kAgain, class Pack>
 __device__ void store_pack(Pack* to, const Pack& pack) {
   Word<Pack> word;
   memcpy(&word, &pack, sizeof(pack));
-  __stwb(reinterpret_cast<Word<Pack>*>(to), word);
+  if constexpr (kUse == Use::kOnce) {
+    __stcs(reinterpret_cast<Word<Pack>*>(to), word);
+  } else {
+    __stwb(reinterpret_cast<Word<Pack>*>(to), word);
+  }
 }
 
 // Operand J of a span; elements that do not exist read as 0.
-template <typename T, int W, int J, class Span>
+template <typename T, int W, int J, Use kUse = Use::kAgain, class Span>
 __device__ Pack<T, W> load(const void* data, const Span& span) {
   Word<Pack<T, W>> word{};
-  if (span.exists) word = *reinterpret_cast<const decltype(word)*>(static_cast<const T*>(data) + span.offset(J));
+  if (span.exists) {
+    const auto* from = reinterpret_cast<const decltype(word)*>(static_cast<const T*>(data) + span.offset(J));
+    word = kUse == Use::kOnce ? __ldcs(from) : *from;
+  }
   Pack<T, W> pack;
   memcpy(&pack, &word, sizeof(pack));
   return pack;
 }
 
-template <typename T, int W, int J, class Span>
+template <typename T, int W, int J, Use kUse = Use::kAgain, class Span>
 __device__ void store(void* data, const Span& span, const Pack<T, W>& pack) {
-  if (span.exists) store_pack(reinterpret_cast<Pack<T, W>*>(static_cast<T*>(data) + span.offset(J)), pack);
+  if (span.exists) store_pack<kUse>(reinterpret_cast<Pack<T, W>*>(static_cast<T*>(data) + span.offset(J)), pack);
 }
 
 }  // namespace muon_kernels

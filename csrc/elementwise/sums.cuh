@@ -21,13 +21,9 @@ struct PartialsTable {
   Partials of[kCapacity];
 };
 
-static __global__ void __launch_bounds__(kThreads)
-    sum_partials_kernel(const __grid_constant__ PartialsTable table, const double* partials, double* sumsq) {
+// The sum of a tensor's partial sums over a block, in the threads of its first warp.
+__device__ inline double sum_in_order(const double* partials, uint32_t count) {
   constexpr int kBatch = 16;  // loads in flight: a tensor of 2^24 elements needs one round trip
-  const uint32_t count = table.of[blockIdx.x].count;
-  partials += table.of[blockIdx.x].first;
-  grid_release_dependents();
-  grid_wait_for_dependencies();
   double sum = 0.0;
   for (uint32_t base = threadIdx.x; base < count; base += kBatch * kThreads) {
     double value[kBatch];
@@ -36,7 +32,15 @@ static __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (uint32_t i = 0; i < kBatch; ++i) sum += value[i];
   }
-  sum = block_sum(sum);
+  return block_sum(sum);
+}
+
+static __global__ void __launch_bounds__(kThreads)
+    sum_partials_kernel(const __grid_constant__ PartialsTable table, const double* partials, double* sumsq) {
+  const Partials own = table.of[blockIdx.x];
+  grid_release_dependents();
+  grid_wait_for_dependencies();
+  const double sum = sum_in_order(partials + own.first, own.count);
   if (threadIdx.x == 0) sumsq[blockIdx.x] = sum;
 }
 

@@ -1,4 +1,4 @@
-"""A whole wave of a step on the kernels of csrc in one call: prologue, normalize, chains and gemm_apply."""
+"""A whole wave of a step on the kernels of csrc in one call: prologue_normalize, chains and gemm_apply."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wave(
         grads, momenta, params: the matrices of the plan's groups, in their order.
 
     Returns:
-        False, and nothing has happened, if the last products cannot write these parameters.
+        False, and nothing has happened, if the kernels cannot: `WaveStep::fits` of csrc/wave.cpp.
     """
     module, device = extension.load(), params[0].device
     step = module.WaveStep(_wave(plan), grads, momenta, params, scales, workspace.data_ptr())
@@ -50,7 +50,7 @@ def wave(
         return False
     arguments = step_arguments(lr, weight_decay, found_inf, device)
     with on_device(device):
-        sumsq = torch.empty(len(grads) + step.partials(), dtype=torch.float64, device=device)
+        scratch = torch.empty(step.scratch(), dtype=torch.float64, device=device)
         step.launch(
             momentum,
             nesterov,
@@ -59,8 +59,7 @@ def wave(
             eps,
             safety_factor,
             *arguments,
-            sumsq.data_ptr(),
-            sumsq.data_ptr() + len(grads) * sumsq.itemsize,  # the kernel's partial sums
+            scratch.data_ptr(),
             current_stream(device),
         )
     torch.autograd.graph.increment_version(momenta)
@@ -73,4 +72,4 @@ def _wave(plan: ChainPlan) -> Any:
     """What the plan's shapes decide, as a C++ object."""
     module, program = extension.load(), plan.program
     chains = module.Chains(program.buffers, program.products, program.scalars, program.chains)
-    return module.Wave(chains, plan.inputs, plan.normalised, plan.factors, plan.xs)
+    return module.Wave(chains, plan.normalised, plan.factors, plan.xs)

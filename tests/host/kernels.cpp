@@ -172,6 +172,22 @@ cudaError_t launch_normalize(const NormalizeItem* items, int64_t count, const No
   return cudaSuccess;
 }
 
+int64_t prologue_normalize_scratch(const PrologueItem*, int64_t count, const PrologueArgs&) { return 2 * count; }
+
+cudaError_t launch_prologue_normalize(const PrologueItem* items, int64_t count, const PrologueArgs& prologue,
+                                      const NormalizeArgs& norm, cudaStream_t) {
+  PrologueArgs first = prologue;
+  first.sumsq = prologue.partials + count;
+  NormalizeArgs then = norm;
+  then.sumsq = first.sumsq;
+  launch_prologue(items, count, first, nullptr);
+  std::vector<NormalizeItem> batches;
+  for (const PrologueItem* item = items; item < items + count; ++item) {
+    batches.push_back({1, item->rows, item->cols, item->out, item->out, 0, 0});
+  }
+  return launch_normalize(batches.data(), count, then, nullptr);
+}
+
 cudaError_t launch_apply(const ApplyItem* items, int64_t count, const ApplyArgs& args, cudaStream_t) {
   if (set(args.found_inf)) return cudaSuccess;
   for (const ApplyItem* item = items; item < items + count; ++item) {
