@@ -66,11 +66,13 @@ class WaveStep {
   // Whether the last products can write the parameters.
   bool fits() const { return fits_ && param_dtype_ != DType::kFloat16; }
 
+  int64_t counters() const { return wave_.chains.counters(); }
+
   int64_t partials() const { return prologue_partials(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_); }
 
   void launch(double momentum, bool nesterov, bool maximize, int64_t grad_scale, double eps, double safety_factor,
               double weight_decay, double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t sumsq,
-              int64_t partials, int64_t stream_address) {
+              int64_t partials, int64_t counters, int64_t stream_address) {
     const cudaStream_t stream = stream_of(stream_address);
     set_prologue(prologue_, momentum, nesterov, /*ema=*/true, maximize, grad_scale, found_inf, sumsq, partials);
     check(launch_prologue(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_, stream));
@@ -91,7 +93,7 @@ class WaveStep {
                              safety_factor};
     check(launch_normalize(items.data(), static_cast<int64_t>(items.size()), norm, stream));
 
-    check(wave_.chains.launch(DType::kFloat16, workspace_, stream));
+    check(wave_.chains.launch(DType::kFloat16, workspace_, pointer<int>(counters), stream));
 
     const ApplyArgs step = apply_args(param_dtype_, DType::kFloat16, weight_decay, lr, lr_device, lr_device_float64, found_inf);
     check(launch_gemm_apply_sm90(products_.data(), static_cast<int64_t>(products_.size()), step, false, stream));
@@ -153,11 +155,12 @@ void bind_wave(py::module_& m) {
            py::arg("wave"), py::arg("grads"), py::arg("momenta"), py::arg("params"), py::arg("scales"),
            py::arg("workspace"), py::keep_alive<1, 2>())
       .def("fits", &WaveStep::fits)
+      .def("counters", &WaveStep::counters)
       .def("partials", &WaveStep::partials)
       .def("launch", &WaveStep::launch, py::arg("momentum"), py::arg("nesterov"), py::arg("maximize"),
            py::arg("grad_scale"), py::arg("eps"), py::arg("safety_factor"), py::arg("weight_decay"), py::arg("lr"),
            py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("sumsq"),
-           py::arg("partials"), py::arg("stream"));
+           py::arg("partials"), py::arg("counters"), py::arg("stream"));
 }
 
 }  // namespace muon_kernels

@@ -51,6 +51,7 @@ def wave(
     arguments = step_arguments(lr, weight_decay, found_inf, device)
     with on_device(device):
         sumsq = torch.empty(len(grads) + step.partials(), dtype=torch.float64, device=device)
+        counters = torch.empty(step.counters(), dtype=torch.int32, device=device)
         step.launch(
             momentum,
             nesterov,
@@ -61,6 +62,7 @@ def wave(
             *arguments,
             sumsq.data_ptr(),
             sumsq.data_ptr() + len(grads) * sumsq.itemsize,  # the kernel's partial sums
+            counters.data_ptr(),
             current_stream(device),
         )
     torch.autograd.graph.increment_version(momenta)
