@@ -60,7 +60,8 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, int* count
     registers_release<40>();
     if (loads) {
       for (int task; (task = tasks.produce()) >= 0;) {
-        load_tile<Shape, kMajorA, kMajorB>(table, Walk<Shape, kSymmetric>::locate(table, task, rank), ring, tasks, rank);
+        const TileAt tile = Walk<Shape, kSymmetric>::locate(table, task, rank);
+        load_tile<Shape, kMajorA, kMajorB>(table, tile, ring, tasks, rank);
       }
     } else if (deals) {
       dealer.deal(tasks);

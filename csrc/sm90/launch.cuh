@@ -38,8 +38,8 @@ int choose_gemm_apply_tile(const GemmItem* items, int64_t count, int multiproces
 cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, const GemmArgs& args,
                           std::vector<GemmLaunch>& launches);
 
-// gemm_sm90_kernel. `counter`: deals the tasks out (tasks.cuh), 0 when the launch starts and its own until it ends; null: each
-// cluster has its share of them.
+// gemm_sm90_kernel. `counter`: gives the tasks out (tasks.cuh), 0 when the launch starts, its own until it ends; null: the
+// clusters have fixed shares.
 cudaError_t enqueue(const GemmLaunch& launch, int* counter, cudaStream_t stream);
 
 // gemm_apply_sm90_kernel.

@@ -89,8 +89,8 @@ __device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap&
   }
 }
 
-// One thread: everything that one tile needs, in the order of the ring. It asks for the next task once no more k steps are
-// left than the ring holds: in time for loads without a pause, and late, so that the last tasks go to who is ahead.
+// One thread: everything that one tile needs, in the order of the ring. It asks for the next task once no more k steps
+// are left than the ring holds: in time for loads without a pause, and late, so that the last tasks go to who is ahead.
 template <class Shape, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
                                           const TaskQueue& tasks, uint32_t rank) {

@@ -1,5 +1,5 @@
-// The PTX that the sm90 kernels speak, one instruction per function: mbarriers, bulk tensor copies, cluster and
-// warpgroup synchronisation, single words, stmatrix and ldmatrix. Shared-memory addresses are 32-bit shared-window addresses.
+// The PTX that the sm90 kernels speak, one instruction per function: mbarriers, bulk tensor copies, single words, cluster
+// and warpgroup synchronisation, stmatrix and ldmatrix. Shared-memory addresses are 32-bit shared-window addresses.
 #pragma once
 
 #include <cuda.h>

@@ -15,7 +15,7 @@ namespace muon_kernels::sm90 {
 inline constexpr int kConsumers = 2;                       // warpgroups that compute
 inline constexpr int kThreads = 128 * (1 + kConsumers);     // one more warpgroup loads
 inline constexpr int kBox = 64;                            // edge of an output box
-inline constexpr int kTaskSlots = 16, kTaskSlotBytes = 16; // of the queue of tasks
+inline constexpr int kTaskSlots = 16, kTaskSlotBytes = 16;  // of the queue of tasks
 
 template <int kTileM_, int kTileN_, int kStages_, int kStagingBoxes_, int kCluster_, bool kAlternating_>
 struct Tile {
