@@ -233,7 +233,10 @@ class Chains {
   explicit Chains(std::vector<ChainItem> items);
   ~Chains();
 
-  cudaError_t launch(DType dtype, void* workspace, cudaStream_t stream);
+  // Number of ints that the scratch `counters` of a launch must hold.
+  int64_t counters() const;
+
+  cudaError_t launch(DType dtype, void* workspace, int* counters, cudaStream_t stream);
 
  private:
   struct Prepared;

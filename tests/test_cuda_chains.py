@@ -18,6 +18,10 @@ GROUPS = [
     [(3, 256, 512)],
     [(3, 512, 256)],
     [(20, 384, 384), (7, 640, 256), (1, 1024, 2048)],
+    # More tiles than multiprocessors, drawn from a counter: with quarters, with halves, in pairs and alone.
+    [(1, 2048, 2048)],
+    [(1, 4096, 4096)],
+    [(9, 1024, 1280)],
     # Small chains, which run whole in a block: a shape a test, beside large ones, and more than one launch takes.
     [(256, 128, 128)],
     [(5, 128, 256), (5, 256, 128)],
@@ -55,6 +59,10 @@ def filled(groups, method, dtype, rows="original"):
 
 def run(chain, op=ops.chains):
     op(chain.workspace, chain.plan.program)
+    return left_by(chain)
+
+
+def left_by(chain):
     buffers = (*chain.plan.factors, *chain.plan.xs)
     return [view(chain.workspace, buffer).clone() for buffer in buffers if buffer is not None]
 
@@ -143,6 +151,30 @@ def test_works_in_a_graph_and_on_another_stream():
     torch.cuda.synchronize()
     for one, other, third in zip(expected, on_stream, replayed, strict=True):
         assert torch.equal(one, other) and torch.equal(one, third)
+
+
+def test_bits_do_not_depend_on_who_draws_a_tile():
+    """Two chains at once, one replayed, wait for each other's multiprocessors: blocks start late, in any order."""
+    (one, fill_one), (other, fill_other) = (
+        filled(groups, "auto", torch.float16) for groups in ([(9, 1024, 1280), (5, 640, 384)], [(3, 2048, 2048)])
+    )
+    with use_backend("cuda"):
+        expected = [run(one), run(other)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            ops.chains(other.workspace, other.plan.program)
+        streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+        for _ in range(30):
+            fill_one()
+            fill_other()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(streams[0]):
+                ops.chains(one.workspace, one.plan.program)
+            with torch.cuda.stream(streams[1]):
+                graph.replay()
+            torch.cuda.synchronize()
+            for results, chain in zip(expected, (one, other), strict=True):
+                assert all(map(torch.equal, left_by(chain), results))
 
 
 def test_a_dtype_that_has_no_kernel_is_named():

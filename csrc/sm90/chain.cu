@@ -93,7 +93,13 @@ struct Chains::Prepared {
 Chains::Chains(std::vector<ChainItem> items) : items_(std::move(items)) {}
 Chains::~Chains() = default;
 
-cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t stream) {
+int64_t Chains::counters() const {
+  size_t products = 0;  // there are no more launches than that
+  for (const ChainItem& item : items_) products += item.products.size();
+  return static_cast<int64_t>(products);
+}
+
+cudaError_t Chains::launch(DType dtype, void* workspace, int* counters, cudaStream_t stream) {
   int device = 0;
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
   auto found = std::find_if(kept_.begin(), kept_.end(), [&](const auto& kept) {
@@ -108,8 +114,14 @@ cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t stream) {
   for (const sm90::SmallLaunch& one : (*found)->small) {
     if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
   }
-  for (const sm90::GemmLaunch& one : (*found)->products) {
-    if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
+  // Each launch has a counter to itself, so that it can draw its first tasks while the one before it ends.
+  const auto& products = (*found)->products;
+  const auto counted = std::count_if(products.begin(), products.end(), [](const auto& one) { return one.in_rounds(); });
+  if (counted > 0) {
+    if (const cudaError_t error = cudaMemsetAsync(counters, 0, counted * sizeof(int), stream)) return error;
+  }
+  for (const sm90::GemmLaunch& one : products) {
+    if (const cudaError_t error = sm90::enqueue(one, one.in_rounds() ? counters++ : nullptr, stream)) return error;
   }
   return cudaSuccess;
 }

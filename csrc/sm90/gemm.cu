@@ -44,7 +44,7 @@ cudaError_t launch(bool symmetric, const GemmItem* items, int64_t count, const G
   std::vector<sm90::GemmLaunch> launches;
   if (const cudaError_t error = sm90::prepare_gemms(symmetric, items, count, args, launches)) return error;
   for (const sm90::GemmLaunch& one : launches) {
-    if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
+    if (const cudaError_t error = sm90::enqueue(one, /*counter=*/nullptr, stream)) return error;
   }
   return cudaSuccess;
 }
@@ -58,7 +58,10 @@ cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, 
   return (symmetric ? prepare<true> : prepare<false>)(items, count, args, launches);
 }
 
-cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream, const ApplyTargets* targets) {
+namespace {
+
+// `parameter`: the kernel's second, after the table.
+cudaError_t launch_kernel(const GemmLaunch& launch, const void* parameter, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
@@ -70,8 +73,18 @@ cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream, const ApplyTa
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
-  void* arguments[] = {const_cast<GemmTable*>(&launch.table), const_cast<ApplyTargets*>(targets)};
+  void* arguments[] = {const_cast<GemmTable*>(&launch.table), const_cast<void*>(parameter)};
   return cudaLaunchKernelExC(&config, launch.kernel, arguments);
+}
+
+}  // namespace
+
+cudaError_t enqueue(const GemmLaunch& launch, int* counter, cudaStream_t stream) {
+  return launch_kernel(launch, &counter, stream);
+}
+
+cudaError_t enqueue(const GemmLaunch& launch, const ApplyTargets& targets, cudaStream_t stream) {
+  return launch_kernel(launch, &targets, stream);
 }
 
 }  // namespace sm90

@@ -71,7 +71,7 @@ cudaError_t launch_gemm_apply_sm90(const GemmApplyItem* items, int64_t count, co
     }
     sm90::GemmLaunch launch;
     if (const cudaError_t error = prepare(group.data(), static_cast<int>(group.size()), launch)) return error;
-    if (const cudaError_t error = sm90::enqueue(launch, stream, &targets)) return error;
+    if (const cudaError_t error = sm90::enqueue(launch, targets, stream)) return error;
     first = last;
   }
   return cudaSuccess;

@@ -18,6 +18,9 @@ struct GemmLaunch {
   int blocks;
   int cluster;
   int shared_bytes;
+
+  // Whether there are more tasks than clusters, so that it matters who takes them.
+  bool in_rounds() const { return table.tasks + table.parts > blocks / cluster; }
 };
 
 // At most kMaxEntries items that share their operands' majors: encodes the table, picks the instance. Instantiated for
@@ -35,7 +38,11 @@ int choose_gemm_apply_tile(const GemmItem* items, int64_t count, int multiproces
 cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, const GemmArgs& args,
                           std::vector<GemmLaunch>& launches);
 
-// `targets`: for gemm_apply_sm90_kernel.
-cudaError_t enqueue(const GemmLaunch& launch, cudaStream_t stream, const ApplyTargets* targets = nullptr);
+// gemm_sm90_kernel. `counter`: gives the tasks out (tasks.cuh), 0 when the launch starts, its own until it ends; null: the
+// clusters have fixed shares.
+cudaError_t enqueue(const GemmLaunch& launch, int* counter, cudaStream_t stream);
+
+// gemm_apply_sm90_kernel.
+cudaError_t enqueue(const GemmLaunch& launch, const ApplyTargets& targets, cudaStream_t stream);
 
 }  // namespace muon_kernels::sm90

@@ -8,6 +8,7 @@
 
 #include "problem.h"
 #include "ptx.cuh"
+#include "tasks.cuh"
 #include "walk.cuh"
 
 namespace muon_kernels::sm90 {
@@ -54,13 +55,15 @@ struct Ring {
   }
 };
 
+// `base`: of shared memory.
 template <class Shape>
-__device__ __forceinline__ void initialise_barriers(uint32_t barriers) {
+__device__ __forceinline__ void initialise_barriers(uint32_t base) {
   constexpr int kWarps = 4 * (Shape::kAlternating ? 1 : kConsumers);
   for (int stage = 0; stage < Shape::kStages; ++stage) {
-    barrier_init(barriers + 16 * stage, 1);
-    barrier_init(barriers + 16 * stage + 8, kWarps * Shape::kCluster);
+    barrier_init(base + Shape::kBarrierOffset + 16 * stage, 1);
+    barrier_init(base + Shape::kBarrierOffset + 16 * stage + 8, kWarps * Shape::kCluster);
   }
+  TaskQueue::initialise(base + Shape::kTasksOffset);
   barrier_init_fence();
 }
 
@@ -86,16 +89,19 @@ __device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap&
   }
 }
 
-// One thread: everything that one tile needs, in the order of the ring.
+// One thread: everything that one tile needs, in the order of the ring. It asks for the next task once no more k steps
+// are left than the ring holds: in time for loads without a pause, and late, so that the last tasks go to who is ahead.
 template <class Shape, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
-                                          uint32_t rank) {
+                                          const TaskQueue& tasks, uint32_t rank) {
   constexpr int kShares = Shape::kCluster;
   const GemmEntry& problem = table.entries[tile.entry];
   if (problem.has_c) {  // comes last, and for all blocks at about the same time: ask for it early
     for (int i = 0; i < Shape::kBoxesC; ++i) tensor_prefetch(&problem.c, tile.col + i * kBox, tile.row, tile.batch);
   }
+  const int asks_at = max((problem.k - 1) / kTileK + 1 - Shape::kStages, 0) * kTileK;
   for (int k = 0; k < problem.k; k += kTileK, ring.at.advance()) {
+    if (k == asks_at) tasks.ask();
     barrier_wait(ring.empty(), ring.at.parity ^ 1);
     const uint32_t left_out = !tile.part ? 0 : Shape::kQuarters ? Shape::kStageBytes / 2 : Shape::kBytesB / 2;
     barrier_expect_bytes(ring.full(), Shape::kStageBytes - left_out);

@@ -1,5 +1,5 @@
-// The PTX that the sm90 kernels speak, one instruction per function: mbarriers, bulk tensor copies, cluster and
-// warpgroup synchronisation, stmatrix and ldmatrix. Shared-memory addresses are 32-bit shared-window addresses.
+// The PTX that the sm90 kernels speak, one instruction per function: mbarriers, bulk tensor copies, single words, cluster
+// and warpgroup synchronisation, stmatrix and ldmatrix. Shared-memory addresses are 32-bit shared-window addresses.
 #pragma once
 
 #include <cuda.h>
@@ -112,6 +112,33 @@ __device__ __forceinline__ void copy_async(uint32_t target, const void* source, 
 
 // Returns once this thread's copies are done.
 __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// ---- words ----------------------------------------------------------------------------------------------------------
+
+// Adds 1 in device memory; returns what was there before. For one thread of a warp: ptxas would sum atom.add over the
+// warp, and wait at once.
+__device__ __forceinline__ int fetch_increment(int* counter) {
+  int before;
+  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
+__device__ __forceinline__ int load_shared(uint32_t address) {
+  int value;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+// Writes to, and signals, the same offsets in block `rank` of the cluster.
+__device__ __forceinline__ void store_async(uint32_t target, int value, uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote, signal;\n"
+      "mapa.shared::cluster.u32 remote, %0, %3;\n"
+      "mapa.shared::cluster.u32 signal, %2, %3;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [remote], %1, [signal];\n}" ::"r"(target),
+      "r"(value), "r"(barrier), "r"(rank)
+      : "memory");
+}
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 

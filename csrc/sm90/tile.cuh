@@ -5,7 +5,7 @@
 // (walk.cuh).
 //
 // Shared memory: kStages stages of [A box(es) | B box(es)], then per warpgroup kStagingBoxes boxes of 64 x 64 outputs,
-// then a full and an empty barrier per stage.
+// then a full and an empty barrier per stage, then the queue of tasks (tasks.cuh).
 #pragma once
 
 #include "wgmma.cuh"
@@ -15,6 +15,7 @@ namespace muon_kernels::sm90 {
 inline constexpr int kConsumers = 2;                       // warpgroups that compute
 inline constexpr int kThreads = 128 * (1 + kConsumers);     // one more warpgroup loads
 inline constexpr int kBox = 64;                            // edge of an output box
+inline constexpr int kTaskSlots = 16, kTaskSlotBytes = 16;  // of the queue of tasks
 
 template <int kTileM_, int kTileN_, int kStages_, int kStagingBoxes_, int kCluster_, bool kAlternating_>
 struct Tile {
@@ -46,7 +47,9 @@ struct Tile {
   static constexpr uint32_t kStagingBytes = kBox * kBox * 2;
   static constexpr uint32_t kStagingOffset = kStages * kStageBytes;
   static constexpr uint32_t kBarrierOffset = kStagingOffset + kConsumers * kStagingBoxes * kStagingBytes;
-  static constexpr uint32_t kSharedBytes = kBarrierOffset + 2 * 8 * kStages + 1024;  // 1024 to align the base
+  static constexpr uint32_t kTasksOffset = kBarrierOffset + 2 * 8 * kStages;
+  static constexpr uint32_t kTasksBytes = (1 + kTaskSlots) * kTaskSlotBytes;
+  static constexpr uint32_t kSharedBytes = kTasksOffset + kTasksBytes + 1024;  // 1024 to align the base
   static_assert(kSharedBytes <= 232448);
 };
 

@@ -2,7 +2,7 @@
 //
 // A task is what the blocks of one cluster compute at a time. The entries follow each other, then the matrices of an
 // entry, then the tasks of a matrix, in an order in which clusters that run together share operands in L2. A symmetric
-// walk visits only tiles that meet the lower triangle.
+// walk visits only tiles that meet the lower triangle. Smaller tiles, if any, come last (numbered from table.tasks on).
 #pragma once
 
 #include <type_traits>
@@ -16,36 +16,6 @@ struct TileAt {
   int entry, batch, row, col;  // of this block's tile; row and col in elements
   bool shares_a;               // the blocks of the cluster have the same row, else the same column
   bool part;                   // smaller: only the left half of the columns, or a quarter
-};
-
-// The tasks of cluster `rank` of `clusters`: every clusters-th; then, if any, smaller tiles (numbered from table.tasks on),
-// first two for each cluster that had one task less than others, then every clusters-th.
-class Schedule {
- public:
-  __device__ __forceinline__ Schedule(const GemmTable& table, int rank, int clusters)
-      : tasks_(table.tasks), parts_(table.parts), rank_(rank), clusters_(clusters) {}
-
-  // The next task, or -1.
-  __device__ __forceinline__ int next() {
-    const int task = rank_ + step_ * clusters_;
-    ++step_;
-    if (task < tasks_) return task;
-    if (parts_ == 0) return -1;
-    const int ahead = tasks_ % clusters_;  // clusters with one task more
-    const int idle = ahead > 0 ? clusters_ - ahead : 0;
-    int turn = step_ - 1 - tasks_ / clusters_ - (rank_ < ahead ? 1 : 0);
-    int part;
-    if (rank_ >= ahead && idle > 0 && turn < 2) {
-      part = rank_ - ahead + turn * idle;
-    } else {
-      if (rank_ >= ahead && idle > 0) turn -= 2;
-      part = 2 * idle + rank_ + turn * clusters_;
-    }
-    return part < parts_ ? tasks_ + part : -1;
-  }
-
- private:
-  int tasks_, parts_, rank_, clusters_, step_ = 0;
 };
 
 // Number of tasks in a last round that a round of quarters can replace, or 0. No clusters: a device with one multiprocessor.

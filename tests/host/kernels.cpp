@@ -243,7 +243,10 @@ struct Chains::Prepared {};
 Chains::Chains(std::vector<ChainItem> items) : items_(std::move(items)) {}
 Chains::~Chains() = default;
 
-cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t) {
+int64_t Chains::counters() const { return 2; }
+
+cudaError_t Chains::launch(DType dtype, void* workspace, int* counters, cudaStream_t) {
+  std::fill_n(counters, this->counters(), -1);
   for (const ChainItem& item : items_) {
     const auto matrices = [&](const ChainOperand& operand) {
       if (operand.buffer < 0) return MatrixBatch{};
