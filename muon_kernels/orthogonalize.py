@@ -10,9 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .chain import LastProduct, gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
-from .ops import chains, gemm_add, normalize
+from .ops import chains, gemm_add
 from .preconditioning import Preconditioning, aol, check_preconditioning, lift
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
 from .squaring import squaring_chain
@@ -188,7 +189,7 @@ class Orthogonalizer:
         self, plan: ChainPlan, matrices: Sequence[Tensor], sumsq: Tensor | None, eps: float, safety_factor: float
     ) -> None:
         xs = [view(self.workspace, buffer) for buffer in plan.normalised]
-        normalize(matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
+        dispatch.run("normalize", matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
         if self._preconditioning == "aol":
             program, grams = _gram_plan(plan.normalised, plan.program.elements, self.workspace.dtype)
             chains(self.workspace, program)

@@ -54,8 +54,15 @@ def step_wave(
     lr, weight_decay, scales = _rate(group, launch), group["weight_decay"], launch.scales
     if chain.factored:
         left, right = chain.factors(inputs, sumsq, **norm)
-        ops.gemm_apply(
-            left, right, matrices.params, lr=lr, weight_decay=weight_decay, scales=scales, found_inf=found_inf
+        dispatch.run(
+            "gemm_apply",
+            left,
+            right,
+            matrices.params,
+            lr=lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64),
+            weight_decay=weight_decay,
+            scales=scales,
+            found_inf=found_inf,
         )
         return
     orthogonal = chain.run(inputs, sumsq, **norm)

@@ -34,7 +34,7 @@ ALLOWED_SPILL = 64
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
 
-class _Card:
+class Card:
     """As much of a Triton driver as compiling takes."""
 
     def __init__(self, sm: int) -> None:
@@ -54,7 +54,7 @@ class _Card:
 def target(sm: int) -> Iterator[None]:
     """Within the block Triton compiles for compute capability `sm`."""
     # driver.reset_active() would look for a card.
-    with mock.patch.object(driver, "_active", _Card(sm)):
+    with mock.patch.object(driver, "_active", Card(sm)):
         yield
 
 

@@ -6,12 +6,15 @@ import torch
 from muon_kernels.backends.strides import as_matrices
 
 
-def offsets(matrix, operand, operands, element_size):
-    """Addresses of the operand's elements in the order in which the matrix is walked."""
-    rows, cols = matrix[:2]
-    pointer = matrix[2 + operand]
-    row_stride, col_stride = matrix[2 + operands + 2 * operand :][:2]
-    return [pointer + element_size * (i * row_stride + j * col_stride) for i in range(rows) for j in range(cols)]
+def matrices(tensors):
+    return as_matrices(tensors[0].shape, *(t.stride() for t in tensors))
+
+
+def walk(matrix, tensor, strides):
+    """Addresses of the tensor's elements in the order in which the matrix is walked."""
+    row, col = strides
+    places = [i * row + j * col for i in range(matrix.rows) for j in range(matrix.cols)]
+    return [tensor.data_ptr() + tensor.element_size() * place for place in places]
 
 
 def addresses(tensor):
@@ -42,21 +45,21 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_elements_meet(name):
     tensors = CASES[name]
-    matrix = as_matrices(tensors)
+    matrix = matrices(tensors)
     assert matrix is not None
-    walked = zip(*(offsets(matrix, j, len(tensors), t.element_size()) for j, t in enumerate(tensors)), strict=True)
+    walked = zip(*(walk(matrix, *each) for each in zip(tensors, matrix.strides, strict=True)), strict=True)
     wanted = zip(*(addresses(t) for t in tensors), strict=True)
     assert sorted(walked) == sorted(wanted)
 
 
 def test_one_common_dense_order_becomes_one_row():
     tensors = CASES["channels last"]
-    assert as_matrices(tensors)[:2] == (1, tensors[0].numel())
+    assert matrices(tensors)[:2] == (1, tensors[0].numel())
 
 
 def test_dimensions_merge_in_memory_order():
-    assert as_matrices([BASE[0].permute(2, 0, 1), torch.zeros(10, 6, 8)])[:2] == (48, 10)
+    assert matrices([BASE[0].permute(2, 0, 1), torch.zeros(10, 6, 8)])[:2] == (48, 10)
 
 
 def test_three_separate_dimensions_are_refused():
-    assert as_matrices([BASE[0, :5, :5, :3], torch.zeros(5, 5, 3)]) is None
+    assert matrices([BASE[0, :5, :5, :3], torch.zeros(5, 5, 3)]) is None

@@ -41,13 +41,13 @@ def plan(
     launches = []
     for part in runs("params and updates", (params, updates), labels=scales):
         scale = scales[part.first]
-        tile_rows, tile_cols = part.tile
+        tiles = part.tiles
         arguments = {
             "parameters": part.addresses[0],
             "updates": part.addresses[1],
-            "rows": part.rows,
-            "cols": part.cols,
-            "strides": part.strides,
+            "rows": tiles.rows,
+            "cols": tiles.cols,
+            "strides": tiles.strides,
             "decay": float(1 - rate * weight_decay),
             "step": float(rate * scale),
             "lr": None if lr.is_cpu else lr,
@@ -58,11 +58,12 @@ def plan(
             "PARAM": TYPES[params[0].dtype],
             "UPDATE": TYPES[updates[0].dtype],
             "ALIGNED": part.aligned,
-            "TILE_ROWS": tile_rows,
-            "TILE_COLS": tile_cols,
+            "TILE_ROWS": tiles.tile[0],
+            "TILE_COLS": tiles.tile[1],
         }
-        if part.tiles:
-            launches.append(Launch(apply_kernel, (part.tiles, part.count), arguments, WARPS))
+        if tiles.count:
+            grid = (tiles.count, part.count)
+            launches.append(Launch(apply_kernel, grid, arguments, WARPS, free=("parameters", "updates")))
     return launches
 
 

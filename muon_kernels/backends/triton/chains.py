@@ -1,21 +1,21 @@
 """chains: the products of a program, planned once for a program and bound to the workspace of each call.
 
 Chains advance in step, link by link, so that alike products of several chains share a launch. Planning costs the host
-more than a small product takes on the device; a plan holds buffer numbers instead of tensors, so it keeps no memory
-alive and serves every workspace.
+more than a small product takes on the device; a plan holds compiled kernels, and offsets instead of tensors, so that it
+keeps no memory alive and serves every workspace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ...program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, rows_of, view
+from ..device import on_device
 from . import gemm_add, symm_gemm
-from .launch import ALIGNMENT, Launch, run
+from .launch import ALIGNMENT, INTERPRETED, Launch, run
 
 MOST_PLANS = 256
 OPERANDS = ("a", "b", "c", "out")
@@ -26,17 +26,41 @@ _Kind = tuple[bool, bool, tuple[float, ...]]
 
 
 class _Planned(NamedTuple):
-    """A launch whose operands are numbers of buffers in place of tensors."""
+    """A launch whose operands are still to come.
+
+    operands: for each argument, (offset from the start of the workspace in elements, *strides) of the entries.
+    """
 
     launch: Launch
     operands: dict[str, tuple[tuple[int, ...], ...]]
 
-    def bind(self, views: Sequence[Tensor]) -> Launch:
-        bound = {name: tuple((views[i], *strides) for i, *strides in each) for name, each in self.operands.items()}
-        return replace(self.launch, arguments=self.launch.arguments | bound)
+    def bind(self, start: Callable[[int], Any]) -> Launch:
+        """The launch on a workspace that has `start(offset)`, a pointer, at an offset."""
+        bound = {
+            name: tuple([(start(offset), *strides) for offset, *strides in x]) for name, x in self.operands.items()
+        }
+        return self.launch._replace(arguments=self.launch.arguments | bound)
 
 
-_plans: dict[tuple[Any, ...], list[_Planned]] = {}
+class _Plan:
+    """The launches of a program, which it keeps as they were bound last: from step to step a workspace rarely moves."""
+
+    def __init__(self, planned: list[_Planned]) -> None:
+        self._planned = planned
+        self._last: tuple[int, list[Launch]] = (-1, [])
+
+    def bind(self, space: Tensor) -> list[Launch]:
+        if INTERPRETED:  # no plan keeps a tensor
+            return [planned.bind(lambda offset: space[offset:]) for planned in self._planned]
+        address, size = space.data_ptr(), space.element_size()
+        known, launches = self._last
+        if known != address:
+            launches = [planned.bind(lambda offset: address + offset * size) for planned in self._planned]
+            self._last = (address, launches)
+        return launches
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
 
 
 def chains(
@@ -44,20 +68,22 @@ def chains(
 ) -> None:
     """See `muon_kernels.ops.chains`."""
     space = workspace[0]
-    views = [view(space, buffer) for buffer in rows_of(buffers, BUFFER_FIELDS)]
     program = (tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
     key = (*program, space.dtype, space.device, space.data_ptr() % ALIGNMENT)
-    if key not in _plans:
+    plan = _plans.get(key)
+    if plan is None:
+        with on_device(space.device):
+            plan = _Plan(list(_plan(space, *program)))
         if len(_plans) == MOST_PLANS:
             _plans.clear()
-        _plans[key] = list(_plan(views, *program[1:]))
-    run([planned.bind(views) for planned in _plans[key]], space.device)
+        _plans[key] = plan
+    run(plan.bind(space), space.device)
 
 
 def _plan(
-    views: Sequence[Tensor], products: Sequence[int], scalars: Sequence[float], chains: Sequence[int]
+    space: Tensor, buffers: Sequence[int], products: Sequence[int], scalars: Sequence[float], chains: Sequence[int]
 ) -> Iterator[_Planned]:
-    numbers = {x.data_ptr(): i for i, x in enumerate(views)}
+    views = [view(space, buffer) for buffer in rows_of(buffers, BUFFER_FIELDS)]
 
     def operand(code: int) -> Tensor:
         return views[code // 2].mT if code % 2 else views[code // 2]
@@ -72,8 +98,11 @@ def _plan(
         for launch in launches:
             operands = {name: launch.arguments[name] for name in OPERANDS if launch.arguments[name] is not None}
             yield _Planned(
-                replace(launch, arguments={k: v for k, v in launch.arguments.items() if k not in operands}),
-                {k: tuple((numbers[x.data_ptr()], *strides) for x, *strides in v) for k, v in operands.items()},
+                launch._replace(arguments=launch.arguments | dict.fromkeys(operands), compiled=launch.compile()),
+                {
+                    name: tuple((x.storage_offset() - space.storage_offset(), *strides) for x, *strides in each)
+                    for name, each in operands.items()
+                },
             )
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
+from itertools import groupby
+from operator import or_
 
 import torch
 import triton
@@ -16,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..strides import as_matrices
-from .launch import ALIGNMENT, unspecialized
+from .launch import ALIGNMENT
 
 MAX_TENSORS = 64
 
@@ -28,32 +31,45 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Tensors seen as matrices of one shape and cut into tiles.
+
+    strides: for each tensor, row and column stride.
+    tile: extents of a tile: whole rows if they are short, else a part of one.
+    count: tiles of one tensor.
+    """
+
+    rows: int
+    cols: int
+    strides: tuple[tuple[int, int], ...]
+    tile: tuple[int, int]
+    count: int
+
+
+@lru_cache(maxsize=4096)
+def tiles(shape: torch.Size, *strides: tuple[int, ...]) -> Tiles:
+    """Tensors of one shape, by their strides; raises ValueError if they are no matrices, whatever dimensions merge."""
+    matrices = as_matrices(shape, *strides)
+    if matrices is None:
+        raise ValueError(f"must merge into at most two dimensions, got strides {list(strides)}")
+    cols = min(TILE, triton.next_power_of_2(matrices.cols))
+    rows = TILE // cols
+    count = triton.cdiv(matrices.rows, rows) * triton.cdiv(matrices.cols, cols)
+    return Tiles(matrices.rows, matrices.cols, matrices.strides, (rows, cols), count)
+
+
+@dataclass(frozen=True)
 class Run:
-    """Consecutive tensors of some lists that one launch serves, all seen as one matrix layout.
+    """Consecutive tensors of some lists that one launch serves.
 
     addresses: for each list, the tensors' addresses in the form and number that a kernel takes.
-    strides: for each list, row and column stride.
     """
 
     first: int
     count: int
-    rows: int
-    cols: int
-    addresses: tuple[tuple[int, ...], ...]
-    strides: tuple[tuple[int, int], ...]
+    tiles: Tiles
     aligned: bool
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """Extents of a tile: whole rows if they are short, else a part of one."""
-        cols = min(TILE, triton.next_power_of_2(self.cols))
-        return TILE // cols, cols
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of one tensor."""
-        rows, cols = self.tile
-        return triton.cdiv(self.rows, rows) * triton.cdiv(self.cols, cols)
+    addresses: tuple[tuple[int, ...], ...]
 
 
 def runs(names: str, lists: Sequence[Sequence[Tensor]], labels: Sequence[object] | None = None) -> Iterator[Run]:
@@ -66,43 +82,29 @@ def runs(names: str, lists: Sequence[Sequence[Tensor]], labels: Sequence[object]
     Raises:
         ValueError: tensors that are no matrices, whatever dimensions are merged.
     """
-    first = 0
-    alike: object = None
-    addresses: list[list[int]] = []
-    for i, tensors in enumerate(zip(*lists, strict=True)):
-        here = [t.data_ptr() for t in tensors]
-        aligned = all(address % ALIGNMENT == 0 for address in here)
-        look = (aligned, tensors[0].shape, *(t.stride() for t in tensors), labels[i] if labels else None)
-        if addresses and (look != alike or len(addresses) == MAX_TENSORS):
-            yield _run(names, lists, first, addresses)
-            first, addresses = i, []
-        alike = look
-        addresses.append(here)
-    if addresses:
-        yield _run(names, lists, first, addresses)
+    shapes = [t.shape for t in lists[0]]
+    strides = [[t.stride() for t in tensors] for tensors in lists]
+    addresses = [[t.data_ptr() for t in tensors] for tensors in lists]
+    bits = reduce(lambda one, other: list(map(or_, one, other)), addresses)
+    aligned = [each % ALIGNMENT == 0 for each in bits]
+    looks = zip(aligned, labels or shapes, shapes, *strides, strict=True)
+    end = 0
+    for (wide, _, *layout), alike in groupby(looks):
+        start, end = end, end + sum(1 for _ in alike)
+        try:
+            cut = tiles(*layout)
+        except ValueError as error:
+            raise ValueError(f"{names} at index {start} {error}") from None
+        for first in range(start, end, MAX_TENSORS):
+            last = min(end, first + MAX_TENSORS)
+            yield Run(first, last - first, cut, wide, tuple([_table(column[first:last]) for column in addresses]))
 
 
-def _run(names: str, lists: Sequence[Sequence[Tensor]], first: int, addresses: list[list[int]]) -> Run:
-    tensors = [tensors[first] for tensors in lists]
-    matrix = as_matrices(tensors)
-    if matrix is None:
-        got = [t.stride() for t in tensors]
-        raise ValueError(f"{names} at index {first} must merge into at most two dimensions, got strides {got}")
-    rows, cols = matrix[:2]
-    strides = matrix[2 + len(lists) :]
-    count = len(addresses)
-    # Few lengths, so that few kernels are compiled; an address that only fills a place is never used.
-    length = next(size for size in (1, 8, MAX_TENSORS) if size >= count)
-    padded = addresses + addresses[-1:] * (length - count)
-    return Run(
-        first=first,
-        count=count,
-        rows=rows,
-        cols=cols,
-        addresses=tuple(tuple(map(unspecialized, column)) for column in zip(*padded, strict=True)),
-        strides=tuple(zip(strides[::2], strides[1::2], strict=True)),
-        aligned=all(address % ALIGNMENT == 0 for address in addresses[0]),
-    )
+def _table(addresses: list[int]) -> tuple[int, ...]:
+    """Addresses in few lengths, so that few kernels are compiled, and each by `unspecialized`."""
+    length = next(size for size in (1, 8, MAX_TENSORS) if size >= len(addresses))
+    odd = [2 * address + 1 for address in addresses]
+    return tuple(odd + odd[-1:] * (length - len(odd)))  # what only fills a place is never used
 
 
 @triton.jit

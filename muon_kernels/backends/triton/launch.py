@@ -3,45 +3,91 @@
 Triton compiles a kernel again for every integer argument that turns to 1 or becomes (un)divisible by 16. That is
 wanted for extents and strides, where it decides how wide loads are, and unwanted for addresses and counts: those
 travel through `unspecialized` as odd numbers, and a kernel reads them back with `>> 1`.
+
+To find the compiled kernel of a launch, Triton looks at every number of its arguments, which takes the host longer than
+to enqueue it. Here it is found by fewer facts, or kept with a launch that is made again and again, and Triton's handle
+enqueues it, which wants all arguments in their order.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
+from triton.runtime import driver
 
 from ..device import on_device
 
 ALIGNMENT = 16
 """Bytes: the widest load of a thread."""
 
+INTERPRETED = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, which compiles nothing and wants a tensor for every pointer."""
+
+
+MOST_COMPILED = 1024
 
 _compile_only: contextvars.ContextVar[bool] = contextvars.ContextVar("muon_kernels_triton_compile_only", default=False)
 
+_compiled: dict[tuple[Hashable, ...], Any] = {}
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel, its grid, its arguments by name, and how Triton is to compile it."""
+
+class Launch(NamedTuple):
+    """A kernel, its grid, its arguments by name and in its order, and how Triton is to compile it.
+
+    free: arguments whose values change nothing about that: tuples of `unspecialized` numbers, as long as another
+        argument says, and those that the kernel declares.
+    compiled: the handle, of a launch on the device that it was compiled for. Pointers may be addresses then.
+    """
 
     kernel: triton.JITFunction
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     warps: int
     stages: int = 1
+    free: tuple[str, ...] = ()
+    compiled: Any = None
 
     def run(self) -> None:
         """Enqueues the kernel on the current stream of the current device."""
-        self.kernel[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages)
+        if INTERPRETED:
+            self.kernel[self.grid](**self.arguments)
+            return
+        compiled = self.compile()
+        if hasattr(compiled, "result"):  # compiled under triton.AsyncCompileMode
+            compiled = compiled.result()
+        compiled[(*self.grid, 1, 1)[:3]](*self.arguments.values())
 
     def compile(self) -> Any:
         """Compiles the kernel for the current device, unless that was done before; returns Triton's handle."""
-        return self.kernel.warmup(**self.arguments, grid=self.grid, num_warps=self.warps, num_stages=self.stages)
+        if self.compiled is not None or INTERPRETED:
+            return self.compiled
+        decisive = [_looks(value) for name, value in self.arguments.items() if name not in self.free]
+        key = (self.kernel, driver.active.get_current_device(), self.warps, self.stages, *decisive)
+        compiled = _compiled.get(key)
+        if compiled is None:
+            assert list(self.arguments) == self.kernel.arg_names
+            options = {"num_warps": self.warps, "num_stages": self.stages}
+            compiled = self.kernel.warmup(**self.arguments, grid=self.grid, **options)
+            if len(_compiled) == MOST_COMPILED:
+                _compiled.clear()
+            _compiled[key] = compiled
+        return compiled
+
+
+def _looks(value: Any) -> Hashable:
+    """What Triton may compile a kernel for of an argument."""
+    kind = type(value)
+    if kind is float:
+        return float
+    if kind is tuple:
+        return tuple([_looks(each) for each in value])
+    return (value.dtype, value.data_ptr() % ALIGNMENT) if isinstance(value, Tensor) else value
 
 
 def run(launches: Iterable[Launch], device: torch.device) -> None:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import WARPS, runs, tile_indices
+from .elementwise import WARPS, tile_indices, tiles
 from .launch import Launch, run
 
 _TINY = tl.constexpr(1.1754943508222875e-38)
@@ -24,23 +24,23 @@ def plan(xs: list[Tensor], sumsq: Tensor, outs: list[Tensor], *, eps: float, saf
     first = 0
     for x, out in zip(xs, outs, strict=True):
         if x.numel():
-            (part,) = runs("xs and outs", ((x[0],), (out[0],)))
-            tile_rows, tile_cols = part.tile
+            matrix = tiles(x.shape[1:], x.stride()[1:], out.stride()[1:])
             arguments = {
                 "x": x,
                 "out": out,
                 "sumsq": sumsq.contiguous(),
                 "first": first,
-                "rows": part.rows,
-                "cols": part.cols,
-                "x_strides": (x.stride(0), *part.strides[0]),
-                "out_strides": (out.stride(0), *part.strides[1]),
+                "rows": matrix.rows,
+                "cols": matrix.cols,
+                "x_strides": (x.stride(0), *matrix.strides[0]),
+                "out_strides": (out.stride(0), *matrix.strides[1]),
                 "eps": float(eps),
                 "safety_factor": float(safety_factor),
-                "TILE_ROWS": tile_rows,
-                "TILE_COLS": tile_cols,
+                "TILE_ROWS": matrix.tile[0],
+                "TILE_COLS": matrix.tile[1],
             }
-            launches.append(Launch(normalize_kernel, (x.shape[0] * part.tiles,), arguments, WARPS))
+            grid = (x.shape[0] * matrix.count,)
+            launches.append(Launch(normalize_kernel, grid, arguments, WARPS, free=("first",)))
         first += x.shape[0]
     return launches
 

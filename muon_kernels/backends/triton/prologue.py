@@ -17,6 +17,8 @@ from .launch import Launch, run
 SUM_BLOCK = 1024
 """Partial sums that the second kernel takes at a time."""
 
+_FREE = ("grads", "momenta", "outs", "first")
+
 
 def prologue(
     grads: list[Tensor],
@@ -67,18 +69,18 @@ def plan(
         raise ValueError(f"sumsq must be contiguous, got stride {sumsq.stride()}")
     launches = []
     for part in runs("grads, momenta and outs", (grads, momenta, outs)):
-        one_tile = part.tiles == 1
-        partials = sumsq if one_tile else torch.empty(part.count, part.tiles, dtype=torch.float64, device=sumsq.device)
-        tile_rows, tile_cols = part.tile
+        tiles = part.tiles
+        one_tile = tiles.count == 1
+        partials = sumsq if one_tile else torch.empty(part.count, tiles.count, dtype=torch.float64, device=sumsq.device)
         arguments = {
             "grads": part.addresses[0],
             "momenta": part.addresses[1],
             "outs": part.addresses[2],
             "partials": partials,
             "first": part.first if one_tile else 0,
-            "rows": part.rows,
-            "cols": part.cols,
-            "strides": part.strides,
+            "rows": tiles.rows,
+            "cols": tiles.cols,
+            "strides": tiles.strides,
             "momentum": float(momentum),
             "one_minus_momentum": float(1 - momentum),
             "grad_scale": grad_scale,
@@ -91,20 +93,20 @@ def plan(
             "MOMENTUM": TYPES[momenta[0].dtype],
             "OUT": TYPES[outs[0].dtype],
             "ALIGNED": part.aligned,
-            "TILE_ROWS": tile_rows,
-            "TILE_COLS": tile_cols,
+            "TILE_ROWS": tiles.tile[0],
+            "TILE_COLS": tiles.tile[1],
         }
-        if part.tiles:
-            launches.append(Launch(prologue_kernel, (part.tiles, part.count), arguments, WARPS))
+        if tiles.count:
+            launches.append(Launch(prologue_kernel, (tiles.count, part.count), arguments, WARPS, free=_FREE))
         if not one_tile:
             arguments = {
                 "partials": partials,
                 "sumsq": sumsq,
                 "first": part.first,
-                "tiles": part.tiles,
+                "tiles": tiles.count,
                 "BLOCK": SUM_BLOCK,
             }
-            launches.append(Launch(prologue_sum_kernel, (part.count,), arguments, warps=4))
+            launches.append(Launch(prologue_sum_kernel, (part.count,), arguments, warps=4, free=("first", "tiles")))
     return launches
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import WARPS, runs, tile_indices
+from .elementwise import WARPS, tile_indices, tiles
 from .launch import Launch, run
 
 
@@ -20,19 +20,18 @@ def sum_squares(xs: list[Tensor], sumsq: Tensor) -> None:
         if not x.numel():
             own.zero_()
             continue
-        (part,) = runs("xs", ((x[0],),))
-        tile_rows, tile_cols = part.tile
-        partials = torch.empty((len(x), part.tiles), dtype=torch.float64, device=x.device)
+        matrix = tiles(x.shape[1:], x.stride()[1:])
+        partials = torch.empty((len(x), matrix.count), dtype=torch.float64, device=x.device)
         arguments = {
             "x": x,
             "partials": partials,
-            "rows": part.rows,
-            "cols": part.cols,
-            "x_strides": (x.stride(0), *part.strides[0]),
-            "TILE_ROWS": tile_rows,
-            "TILE_COLS": tile_cols,
+            "rows": matrix.rows,
+            "cols": matrix.cols,
+            "x_strides": (x.stride(0), *matrix.strides[0]),
+            "TILE_ROWS": matrix.tile[0],
+            "TILE_COLS": matrix.tile[1],
         }
-        run([Launch(sum_squares_kernel, (len(x) * part.tiles,), arguments, WARPS)], x.device)
+        run([Launch(sum_squares_kernel, (len(x) * matrix.count,), arguments, WARPS)], x.device)
         torch.sum(partials, dim=1, out=own)
 
 

@@ -1,0 +1,162 @@
+"""What reaches a card: Triton's own launches, with a driver that writes them down; no GPU is needed."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter has no driver", allow_module_level=True)
+
+import triton
+from compile_triton import Card
+from triton.runtime import driver
+
+from muon_kernels.backends.configs import GemmConfig
+from muon_kernels.backends.products import one_by_one
+from muon_kernels.backends.triton import apply, chains, gemm, gemm_add, normalize, prologue, symm_gemm, warm_up
+from muon_kernels.coefficients import resolve_coefficients
+from muon_kernels.orthogonalize import Orthogonalizer
+
+CONFIG = GemmConfig(block_m=16, block_n=16, block_k=16, warps=4, stages=2, group=1)
+
+
+class Recorder(Card):
+    """A card of compute capability 8.0 on which nothing runs, as much of it as launching takes."""
+
+    def __init__(self):
+        super().__init__(80)
+        self.launched = []
+        properties = {"max_shared_mem": 2**17}
+        load = lambda name, binary, shared, device: (1, 1, 0, 0, 1024)  # noqa: E731
+        self.utils = SimpleNamespace(get_device_properties=lambda device: properties, load_binary=load)
+
+    @staticmethod
+    def launcher_cls(src, metadata):
+        def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
+            if enter is not None:
+                enter(launch_metadata)
+            driver.active.launched.append((metadata.name, (x, y, z), as_numbers(arguments)))
+
+        return launch
+
+
+def as_numbers(value):
+    """Tensors as what a launcher makes of them."""
+    if isinstance(value, tuple):
+        return tuple(map(as_numbers, value))
+    return value.data_ptr() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.fixture(autouse=True)
+def record(monkeypatch):
+    monkeypatch.setattr(chains, "_plans", {})
+    monkeypatch.setattr(gemm, "_config", lambda *args: CONFIG)
+    with mock.patch.object(driver, "_active", Recorder()):
+        yield
+
+
+def launched(call):
+    """What `call` launches."""
+    driver.active.launched = []
+    call()
+    return driver.active.launched
+
+
+def test_a_kept_plan_launches_what_a_fresh_one_does():
+    """On another workspace than the one it was made for, and on that one again."""
+    options = {"method": "gram", "compute_dtype": torch.float16, "device": torch.device("cpu"), "factored": True}
+    first, second = (Orthogonalizer([(2, 16, 32)], resolve_coefficients("original", 3), **options) for _ in range(2))
+    program = first.plan.program
+    lists = {name: getattr(program, name) for name in ("buffers", "products", "scalars", "chains")}
+    product_by_product = one_by_one(symm_gemm.symm_gemm, gemm_add.gemm_add)
+    seen = []
+    for space in (first.workspace, second.workspace, first.workspace):
+        seen.append(launched(lambda space=space: chains.chains([space], **lists)))
+        assert seen[-1] == launched(lambda space=space: product_by_product([space], **lists))
+    assert len(seen[0]) == len(program.products) // 5
+    assert seen[0] != seen[1]
+
+
+def test_elementwise_launches_hold_the_addresses_of_each_call():
+    options = {"lr": torch.tensor(0.1), "weight_decay": 0.0, "scales": [1.0] * 3, "found_inf": None}
+    calls = [[[torch.empty(4, 8) for _ in range(3)] for _ in range(2)] for _ in range(2)]
+    for lists in calls:
+        ((name, grid, arguments),) = launched(lambda lists=lists: apply.apply(*lists, **options))
+        assert (name, grid) == ("apply_kernel", (1, 3, 1))
+        for table, tensors in zip(arguments[:2], lists, strict=True):
+            assert [odd >> 1 for odd in table[:3]] == [t.data_ptr() for t in tensors]
+
+
+def elementwise():
+    """Launches that differ in one thing that Triton compiles a kernel for, or in none."""
+    options = {"momentum": 0.9, "nesterov": True, "ema": True, "maximize": False, "grad_scale": None, "found_inf": None}
+    sumsq = torch.empty(9, dtype=torch.float64)
+    scalars = torch.empty(2)
+    for shape, dtype, change in [
+        ((4, 32), torch.float32, {}),
+        ((4, 32), torch.float32, {"momentum": 0.5}),
+        ((4, 32), torch.float32, {"nesterov": False}),
+        ((4, 32), torch.float32, {"grad_scale": scalars[:1]}),
+        ((4, 32), torch.float32, {"grad_scale": scalars[1:]}),
+        ((4, 32), torch.float32, {"grad_scale": scalars[:1].double()}),
+        ((4, 32), torch.float16, {}),
+        ((4, 31), torch.float32, {}),
+        ((1, 9000), torch.float32, {}),
+    ]:
+        tensors = [torch.empty(shape, dtype=dtype) for _ in range(2)]
+        yield from prologue.plan(tensors, tensors, tensors, sumsq[:2], **options | change)
+        yield from prologue.plan(tensors, tensors, tensors, sumsq[1:3], **options | change)
+    for cols in (32, 31, 1):
+        x = torch.empty(3, 4, cols + 1)
+        for part in (x[:, :, 1:], x[:, :, :-1], x[:1, :, :-1]):
+            yield from normalize.plan([part], sumsq[: len(part)], [part.half()], eps=0.0, safety_factor=1.0)
+    for rate, shape in ((0.1, (4, 32)), (0.2, (4, 32)), (0.1, (4, 31)), (0.1, (9, 64))):
+        tensors = [torch.empty(shape) for _ in range(2)]
+        yield from apply.plan(
+            tensors, tensors, lr=torch.tensor(rate), weight_decay=0.1, scales=[1.0] * 2, found_inf=None
+        )
+
+
+def products():
+    for cols, first in ((32, 0), (32, 1), (31, 0), (32, 0)):
+        x = torch.empty(2, 16, cols + 1).half()[:, :, first : first + cols]
+        out = torch.empty(2, 16, 16).half()
+        for c in ([], [out]):
+            yield from symm_gemm.plan([x], [x.mT], c, [out], alpha=1.0, beta=0.5, delta=float(cols))
+
+
+@pytest.mark.parametrize("plan", [elementwise, products])
+def test_a_launch_finds_the_kernel_that_triton_would(plan):
+    found = []
+    for launch in plan():
+        options = {"num_warps": launch.warps, "num_stages": launch.stages}
+        found.append(launch.compile())
+        assert found[-1] is launch.kernel.warmup(**launch.arguments, grid=launch.grid, **options)
+    assert len({id(kernel) for kernel in found}) < len(found)
+
+
+def test_triton_hooks_see_every_launch(monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        triton.knobs.runtime, "launch_enter_hook", lambda metadata: names.append(metadata.get()["name"])
+    )
+    x = torch.empty(2, 16, 32).half()
+    out = torch.empty(2, 16, 16).half()
+    gemm_add.gemm_add([x], [x.mT], [], [out], alpha=1.0, beta=0.0)
+    gemm_add.gemm_add([x], [x.mT], [], [out], alpha=1.0, beta=0.0)
+    assert names == ["gemm_add_kernel"] * 2
+
+
+def test_kernels_compiled_side_by_side_by_warm_up_are_launched():
+    x = torch.empty(2, 16, 48).half()
+    out = torch.empty(2, 16, 16).half()
+    call = lambda: gemm_add.gemm_add([x], [x.mT], [out], [out], alpha=1.0, beta=0.0)  # noqa: E731
+    with ThreadPoolExecutor(1) as pool, triton.AsyncCompileMode(pool):
+        assert not launched(lambda: warm_up(call))
+    ((name, _, arguments),) = launched(call)
+    assert (name, arguments[3][0][0]) == ("gemm_add_kernel", out.data_ptr())
