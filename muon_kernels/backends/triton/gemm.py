@@ -55,9 +55,7 @@ def plan(
             layout = tuple(_layout(x) for x in operands)
             wide = layout[0].wide and layout[1].wide
             described = layout[0].described and layout[1].described
-            config = NARROW
-            if wide or described:
-                config = _config(op, batch, m, n, k, a[i].dtype, out.device, wide, described) or NARROW
+            config = _config(op, batch, m, n, k, a[i].dtype, out.device, wide, described) or NARROW
             groups.setdefault((config, k % config.block_k == 0, layout), []).append(i)
     launches = []
     for (config, even_k, layout), members in groups.items():
