@@ -28,8 +28,9 @@ from muon_kernels.backends.configs import GemmConfig
 from muon_kernels.backends.triton import apply, gemm, gemm_add, normalize, prologue, symm_gemm
 from muon_kernels.backends.triton.launch import Launch
 
-ALLOWED_SPILL = 64
-"""Bytes. On sm100 symm_gemm with a summand spills 32 outside its loop, where a whole tile is in registers."""
+ALLOWED_SPILL = 256
+"""Bytes. symm_gemm spills outside its loop, where a tile and its mirror image are in registers: 32 on sm100 with a
+summand, on sm90 208 of wide tiles with a summand and 104 where two programs of 8 warps share a multiprocessor."""
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
@@ -92,13 +93,12 @@ def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
             yield from gemm_add.plan([gram], [x], [x], [x], alpha=2.0, beta=0.5)
 
 
-def mixed_products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
+def mixed_products(dtype: torch.dtype) -> Iterator[Launch]:
     """A list of as many entries as one launch takes, with extents that no load can be wide for."""
-    with mock.patch.object(gemm, "_config", lambda *args: config):
-        xs = [torch.empty(2, 33 + 2 * i, 71, dtype=dtype) for i in range(gemm.MAX_ENTRIES)]
-        grams = [torch.empty(2, x.shape[1], x.shape[1], dtype=dtype) for x in xs]
-        yield from symm_gemm.plan(xs, [x.mT for x in xs], grams, grams, alpha=1.0, beta=0.0, delta=0.0)
-        yield from gemm_add.plan(grams, xs, xs, xs, alpha=1.0, beta=0.0)
+    xs = [torch.empty(2, 33 + 2 * i, 71, dtype=dtype) for i in range(gemm.MAX_ENTRIES)]
+    grams = [torch.empty(2, x.shape[1], x.shape[1], dtype=dtype) for x in xs]
+    yield from symm_gemm.plan(xs, [x.mT for x in xs], grams, grams, alpha=1.0, beta=0.0, delta=0.0)
+    yield from gemm_add.plan(grams, xs, xs, xs, alpha=1.0, beta=0.0)
 
 
 def elementwise(dtype: torch.dtype, count: int = 64) -> Iterator[Launch]:
@@ -122,9 +122,10 @@ def every_launch(sm: int) -> Iterator[Launch]:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for op in ("symm_gemm", "gemm_add"):
             for candidate in configs.candidates(op, dtype.itemsize, sm):
-                for launch in (*products(candidate.config, dtype), *mixed_products(candidate.config, dtype)):
+                for launch in products(candidate.config, dtype):
                     if launch.kernel.__name__.startswith(op):
                         yield launch
+        yield from mixed_products(dtype)
         yield from elementwise(dtype)
 
 

@@ -20,16 +20,19 @@ from muon_kernels.backends import configs
 @pytest.mark.parametrize("sm", CAPABILITIES)
 @pytest.mark.parametrize("op", ["symm_gemm", "gemm_add"])
 def test_products_fit(op, sm):
-    with target(sm):
-        config = configs.candidates(op, 2, sm)[0].config
-        for launch in products(config, torch.float16):
-            if launch.kernel.__name__.startswith(op):
-                compiled = launch.compile()
-                assert resources(compiled, sm).fits(sm)
-                assert tensor_core_instruction(sm) in compiled.asm["ptx"]
-                # Operands are fetched ahead, 16 bytes a thread; results are stored 16 bytes a thread.
-                assert "cp.async.cg.shared.global" in compiled.asm["ptx"]
-                assert "st.global.v4.b32" in compiled.asm["ptx"]
+    candidates = [candidate.config for candidate in configs.candidates(op, 2, sm)]
+    # One with pointers and, where there is one, one with descriptors.
+    for config in {bool(config.programs): config for config in reversed(candidates)}.values():
+        with target(sm):
+            for launch in products(config, torch.float16):
+                if launch.kernel.__name__.startswith(op):
+                    compiled = launch.compile()
+                    assert resources(compiled, sm).fits(sm)
+                    assert tensor_core_instruction(sm) in compiled.asm["ptx"]
+                    # Operands are fetched ahead, by the block or 16 bytes a thread; results stored 16 bytes a thread.
+                    fetch = "cp.async.bulk.tensor" if config.programs else "cp.async.cg.shared.global"
+                    assert fetch in compiled.asm["ptx"]
+                    assert "st.global.v4.b32" in compiled.asm["ptx"]
 
 
 def tensor_core_instruction(sm):

@@ -164,6 +164,33 @@ def test_graph_replays_with_other_gradients_and_another_lr():
         assert all(torch.equal(a, b) for a, b in zip(momenta, eager_momenta, strict=True))
 
 
+def test_a_graph_keeps_its_tensor_descriptors(monkeypatch):
+    """Which lie in memory that is the graph's, whatever happens to all other memory between replays."""
+    if capability(torch.device("cuda", 0)) < 90:
+        pytest.skip("needs tensor descriptors")
+    config = configs.GemmConfig(128, 128, 64, warps=8, stages=3, group=8, programs=2, registers=128)
+    monkeypatch.setattr(gemm, "_config", lambda *args: config)
+    x = randn(48, 384, 768)
+    gram = torch.empty(48, 384, 384, device="cuda").half()
+    eager, graphed = ([gram.clone(), torch.empty_like(x), torch.empty_like(x[:7])] for _ in range(2))
+
+    def call(gram, *outs):
+        ops.symm_gemm([x], [x.mT], [], [gram])
+        ops.gemm_add([gram, gram[:7]], [x, x[:7]], [], list(outs))
+
+    call(*eager)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(*graphed)
+    for _ in range(3):
+        x.copy_(randn(*x.shape))
+        for size in (2**9, 2**14, 2**17, 2**20):
+            [torch.full((size,), 85, device="cuda", dtype=torch.int8) for _ in range(20)]
+        graph.replay()
+        call(*eager)
+        assert all(torch.equal(*pair) for pair in zip(eager, graphed, strict=True))
+
+
 def test_nothing_waits_for_the_device():
     params, grads, momenta = step_inputs()
     lr = torch.tensor(0.1, device="cuda")

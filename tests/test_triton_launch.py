@@ -1,5 +1,6 @@
 """What reaches a card: Triton's own launches, with a driver that writes them down; no GPU is needed."""
 
+import contextvars
 import os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -14,11 +15,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 from compile_triton import Card
-from triton.runtime import driver
+from triton.runtime import _allocation, driver
 
 from muon_kernels.backends.configs import GemmConfig
 from muon_kernels.backends.products import one_by_one
 from muon_kernels.backends.triton import apply, chains, gemm, gemm_add, normalize, prologue, symm_gemm, warm_up
+from muon_kernels.backends.triton.launch import _scratch
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
 
@@ -31,6 +33,7 @@ class Recorder(Card):
     def __init__(self):
         super().__init__(80)
         self.launched = []
+        self.allocators = set()
         properties = {"max_shared_mem": 2**17}
         load = lambda name, binary, shared, device: (1, 1, 0, 0, 1024)  # noqa: E731
         self.utils = SimpleNamespace(get_device_properties=lambda device: properties, load_binary=load)
@@ -40,6 +43,7 @@ class Recorder(Card):
         def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
             if enter is not None:
                 enter(launch_metadata)
+            driver.active.allocators.add(_allocation._allocator.get())
             driver.active.launched.append((metadata.name, (x, y, z), as_numbers(arguments)))
 
         return launch
@@ -134,9 +138,8 @@ def products():
 def test_a_launch_finds_the_kernel_that_triton_would(plan):
     found = []
     for launch in plan():
-        options = {"num_warps": launch.warps, "num_stages": launch.stages}
         found.append(launch.compile())
-        assert found[-1] is launch.kernel.warmup(**launch.arguments, grid=launch.grid, **options)
+        assert found[-1] is launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
     assert len({id(kernel) for kernel in found}) < len(found)
 
 
@@ -150,6 +153,20 @@ def test_triton_hooks_see_every_launch(monkeypatch):
     gemm_add.gemm_add([x], [x.mT], [], [out], alpha=1.0, beta=0.0)
     gemm_add.gemm_add([x], [x.mT], [], [out], alpha=1.0, beta=0.0)
     assert names == ["gemm_add_kernel"] * 2
+
+
+def test_scratch_is_torchs_and_a_callers_allocator_stays():
+    def call():
+        triton.set_allocator(theirs)
+        x = torch.empty(2, 16, 32).half()
+        gemm_add.gemm_add([x], [x.mT], [], [torch.empty(2, 16, 16).half()], alpha=1.0, beta=0.0)
+        assert driver.active.allocators == {_scratch}
+        assert _allocation._allocator.get() is theirs
+
+    def theirs(size, alignment, stream):
+        raise AssertionError("not for the library's kernels")
+
+    contextvars.copy_context().run(call)
 
 
 def test_kernels_compiled_side_by_side_by_warm_up_are_launched():

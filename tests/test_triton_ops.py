@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 import torch
-from cases import SHAPES, general_products, in_layout, symmetric_products, tensor_list
+from cases import SHAPES, Products, general_products, in_layout, symmetric_products, tensor_list
 
 from muon_kernels import ops, use_backend
 from muon_kernels.coefficients import resolve_coefficients
@@ -124,6 +124,70 @@ def test_more_entries_than_one_launch_takes(op):
             alone = torch.full_like(out[:1], torch.nan)
             function([x[i : i + 1]], [y[i : i + 1]], [], [alone])
             assert torch.equal(alone[0], out[i])
+
+
+SQUARE_DESCRIBED, WIDE_DESCRIBED = (
+    (replace(SQUARE, block_m=16, block_n=16, programs=1), replace(WIDE, block_n=32, programs=2))
+    if INTERPRETED
+    else (replace(LONG_STEP, programs=1), replace(LONG_STEP, block_m=64, programs=2))
+)
+
+
+def in_rows_of_16(x):
+    """A copy in rows as a tensor descriptor takes them, with NaN between them."""
+    storage = x.new_full((*x.shape[:2], -(-x.shape[2] // 16) * 16 + 16), torch.nan)
+    return storage[:, :, : x.shape[2]].copy_(x)
+
+
+@pytest.mark.parametrize(("config", "with_c"), [(SQUARE_DESCRIBED, True), (WIDE_DESCRIBED, False)])
+@pytest.mark.parametrize("op", ["symm_gemm", "gemm_add"])
+def test_products_through_tensor_descriptors(op, config, with_c, monkeypatch):
+    """Few programs for many tiles, wide and transposed entries, odd extents; each entry has the bits it has alone."""
+    if not INTERPRETED and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs tensor descriptors")
+    monkeypatch.setattr(gemm, "_card", lambda device: (90, 2))
+    monkeypatch.setattr(gemm, "_config", lambda *args: config)
+    shapes = [(2, 67, 41), (1, 33, 85), (3, 17, 50)]
+    xs = [in_rows_of_16(torch.randn(shape, device=DEVICE).half()) for shape in shapes]
+    xs += [in_rows_of_16(torch.randn(2, cols, 35, device=DEVICE).half()).mT for cols in (50, 17)]
+    grams = [in_rows_of_16((x @ x.mT + (x @ x.mT).mT) / 2) for x in xs]
+    a, b, c = (xs, [x.mT for x in xs], grams) if op == "symm_gemm" else (grams, xs, xs)
+    factors = {"alpha": -0.5, "beta": 2.0} | ({"delta": 0.25} if op == "symm_gemm" else {})
+    outs = [torch.full_like(term, torch.nan) for term in c]
+    summand = c if with_c else []
+    launches = (symm_gemm if op == "symm_gemm" else gemm_add).plan(a, b, summand, outs, **factors)
+    assert {(launch.arguments["PROGRAMS"], launch.grid) for launch in launches} == {
+        (config.programs, (2 * config.programs,))
+    }
+    function = getattr(ops, op)
+    function(a, b, summand, outs, **factors)
+    p = Products(a, b, summand, outs)
+    check_products(p, by_reference(function, p, **factors), **factors)
+    for i, out in enumerate(outs):
+        assert op == "gemm_add" or torch.equal(out, out.mT)
+        alone = torch.full_like(out, torch.nan)
+        function([a[i]], [b[i]], summand[i : i + 1], [alone], **factors)
+        assert torch.equal(alone, out)
+
+
+def test_the_layout_decides_how_operands_are_loaded(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gemm, "_config", lambda *args: asked.append(args[-2:]) or SQUARE)
+    x = torch.zeros(2, 64, 96, dtype=torch.float16, device=DEVICE)
+    for operand, wide, described in [
+        (x, True, True),
+        (x.mT, True, True),
+        (x[:, :33], True, True),
+        (x[:, :, :33], False, True),
+        (x[:, :, 16:], True, True),
+        (x[:, :, 1:65], False, False),
+        (x[:, :, ::2], False, False),
+        (x.flatten()[: 2 * 64 * 72].view(2, 64, 72), False, False),
+        (x[:1].expand(2, 64, 96), True, False),
+    ]:
+        out = x.new_zeros(2, operand.shape[1], operand.shape[1])
+        gemm_add.plan([operand], [operand.mT], [], [out], alpha=1.0, beta=0.0)
+        assert asked.pop() == (wide, described), operand.stride()
 
 
 def test_products_without_terms():

@@ -1,4 +1,4 @@
-"""Which tiles Triton computes a product with: a pure function of op, shape, dtype and card.
+"""Which tiles Triton computes a product with: a pure function of op, shape, dtype, layout and card.
 
 configs.json holds, for a compute capability and an op, candidate tile configurations with three times each, in
 microseconds: what a wave of tiles takes before and after its sum over k, and what a unit of k takes for a tile that has
@@ -9,7 +9,7 @@ its multiprocessor for itself and for a full wave. The choice is the candidate w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
@@ -22,7 +22,12 @@ _SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_4
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """Tile of the result, step of k, warps, pipeline stages, and rows of tiles that are walked together."""
+    """Tile of the result, step of k, warps, pipeline stages, and rows of tiles that are walked together.
+
+    programs: 0 for a program a tile that loads through pointers; else that many programs a multiprocessor, which load
+        through tensor descriptors and go from tile to tile.
+    registers: the most that a thread may use; None leaves it to the compiler.
+    """
 
     block_m: int
     block_n: int
@@ -30,6 +35,8 @@ class GemmConfig:
     warps: int
     stages: int
     group: int
+    programs: int = 0
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,38 +49,45 @@ class Candidate:
     alone_us_per_k: float
     full_us_per_k: float
 
+    def waves(self, tiles: int, processors: int) -> tuple[int, int]:
+        """How many waves `tiles` tiles take that fill the card, and how many with one tile a multiprocessor."""
+        full, rest = divmod(-(-tiles // processors), self.resident)
+        return (full, 1) if rest == 1 else (full + (rest > 0), 0)
+
     def cost(self, tiles: int, k: int, processors: int) -> float:
         """Microseconds for `tiles` tiles."""
-        waves, rest = divmod(-(-tiles // processors), self.resident)
-        full = self.fixed_us + k * self.full_us_per_k
-        alone = self.fixed_us + k * self.alone_us_per_k
-        return waves * full + (0 if not rest else alone if rest == 1 else full)
+        full, alone = self.waves(tiles, processors)
+        return (full + alone) * self.fixed_us + k * (full * self.full_us_per_k + alone * self.alone_us_per_k)
+
+
+def tile_count(op: str, config: GemmConfig, m: int, n: int) -> int:
+    """Tiles of one matrix; of a symmetric one, those in the lower triangle of blocks as high as a tile is wide."""
+    rows, cols = -(-m // config.block_m), -(-n // config.block_n)
+    if op == "symm_gemm":
+        return cols * (cols + 1) // 2 * (config.block_n // config.block_m)
+    return rows * cols
 
 
 @lru_cache(maxsize=4096)
-def gemm_config(op: str, batch: int, m: int, n: int, k: int, itemsize: int, sm: int, processors: int) -> GemmConfig:
-    """The configuration for a batch of products [m, k] [k, n].
+def gemm_config(
+    op: str, batch: int, m: int, n: int, k: int, itemsize: int, sm: int, processors: int, *, wide: bool, described: bool
+) -> GemmConfig | None:
+    """The configuration for a batch of products [m, k] [k, n], None if there is none for how the operands lie.
 
     Args:
         op: "symm_gemm" (then m == n, and half the tiles are computed) or "gemm_add".
         itemsize: bytes of an operand's element: 2 runs on tensor cores, 4 does not.
         sm: compute capability, 90 for 9.0.
         processors: the card's multiprocessors.
+        wide: whether both operands can be loaded through pointers, 16 bytes at a time.
+        described: whether tensor descriptors can hold both operands.
     """
 
     def cost(candidate: Candidate) -> float:
-        config = candidate.config
-        tiles = -(-m // config.block_m) * -(-n // config.block_n)
-        if op == "symm_gemm":
-            # Of whole tiles the diagonal crosses max(rows, cols) of them.
-            tiles = (tiles + -(-m // config.block_m)) // 2
-        return candidate.cost(batch * tiles, k, processors)
+        return candidate.cost(batch * tile_count(op, candidate.config, m, n), k, processors)
 
-    config = min(candidates(op, itemsize, sm), key=cost).config
-    if op == "symm_gemm" and m < 2 * config.group * config.block_m:
-        # Bands as low as they can be: few matrices' operands fit the cache anyway, and no program starts in vain.
-        return replace(config, group=max(1, config.block_n // config.block_m))
-    return config
+    legal = [c for c in candidates(op, itemsize, sm) if (described if c.config.programs else wide)]
+    return min(legal, key=cost).config if legal else None
 
 
 @cache

@@ -1,16 +1,20 @@
 """What the two products share: a problem list as kernel arguments, and one tile's sum over k.
 
 A launch takes up to MAX_ENTRIES entries of a problem list, each a batch of equal matrices. Entries travel by value as
-tuples, so a captured CUDA graph holds them and nothing is uploaded; a program finds its entry by comparing its index
-with the entries' last tiles. Entries share a launch if they share a tile configuration and a memory layout: the
-configuration depends on an entry alone, so the neighbours change no bit, and the layout decides how wide loads are.
+tuples, so a captured CUDA graph holds them and nothing is uploaded. Entries share a launch if they share a tile
+configuration and a memory layout: the configuration depends on an entry alone, so the neighbours change no bit, and
+the layout decides how wide loads are.
 
-Offsets are 64 bit. A tile's sum over k has one order, whatever the tile's size.
+Operands are loaded through pointers or, where the configuration says so and they lie as it takes, through tensor
+descriptors (TMA on Hopper and later). With pointers a program computes one tile; it finds its entry by comparing its
+index with the entries' last tiles. With descriptors, which take long to build, as many programs as the card runs at
+once go from entry to entry and share out each one's tiles.
+
+Offsets are 64 bit. A tile's sum over k has one order, whatever the tile's size and however it is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..configs import GemmConfig, gemm_config
+from ..configs import GemmConfig, gemm_config, tile_count
 from ..device import capability
 from .launch import ALIGNMENT, Launch, processors, unspecialized
 
@@ -28,16 +32,13 @@ MAX_ENTRIES = 8
 NARROW = GemmConfig(block_m=64, block_n=64, block_k=32, warps=8, stages=2, group=4)
 """For operands that cannot be loaded 16 bytes at a time: with loads element by element, a larger tile spills."""
 
-_INTERPRETED_CAPABILITY, _INTERPRETED_PROCESSORS = 80, 108
-
-TileCount = Callable[[GemmConfig, int, int], int]
-"""Tiles of one m x n matrix."""
+_INTERPRETED = (80, 108)
+"""The card that the interpreter stands for: compute capability and multiprocessors."""
 
 
 def plan(
     op: str,
     kernel: triton.JITFunction,
-    tile_count: TileCount,
     a: list[Tensor],
     b: list[Tensor],
     c: list[Tensor],
@@ -53,33 +54,44 @@ def plan(
             operands = (a[i], b[i], c[i], out) if c else (a[i], b[i], out)
             layout = tuple(_layout(x) for x in operands)
             wide = layout[0].wide and layout[1].wide
-            config = _config(op, batch, m, n, k, a[i].dtype, out.device) if wide else NARROW
+            described = layout[0].described and layout[1].described
+            config = _config(op, batch, m, n, k, a[i].dtype, out.device, wide, described) or NARROW
             groups.setdefault((config, k % config.block_k == 0, layout), []).append(i)
     launches = []
-    for (config, even_k, _), members in groups.items():
+    for (config, even_k, layout), members in groups.items():
+        constants = {
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "GROUP": config.group,
+            "EVEN_K": even_k,
+            "PROGRAMS": config.programs,
+            "TRANS_A": layout[0].unit == 0,
+            "TRANS_B": layout[1].unit == 0,
+        }
         for first in range(0, len(members), MAX_ENTRIES):
             chosen = members[first : first + MAX_ENTRIES]
-            launches.append(_launch(kernel, tile_count, config, even_k, a, b, c, outs, chosen, factors))
+            launches.append(_launch(op, kernel, config, a, b, c, outs, chosen, factors, constants))
     return launches
 
 
 def _launch(
+    op: str,
     kernel: triton.JITFunction,
-    tile_count: TileCount,
     config: GemmConfig,
-    even_k: bool,
     a: list[Tensor],
     b: list[Tensor],
     c: list[Tensor],
     outs: list[Tensor],
     chosen: list[int],
     factors: dict[str, float],
+    constants: dict[str, int],
 ) -> Launch:
     sizes = []
     end = 0
     for i in chosen:
         batch, m, n = outs[i].shape
-        end += batch * tile_count(config, m, n)
+        end += batch * tile_count(op, config, m, n)
         sizes.append((m, n, a[i].shape[2], unspecialized(end)))
     if end >= 2**31:
         raise ValueError(f"a launch may have fewer than 2^31 tiles, got {end}")
@@ -91,21 +103,29 @@ def _launch(
         "sizes": tuple(sizes),
         **factors,
         "ENTRIES": len(chosen),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "GROUP": config.group,
-        "EVEN_K": even_k,
+        **constants,
     }
-    return Launch(kernel, (end,), arguments, config.warps, config.stages)
+    programs = min(end, config.programs * _card(outs[0].device)[1]) if config.programs else end
+    return Launch(kernel, (programs,), arguments, config.warps, config.stages, config.registers)
 
 
-def _config(op: str, batch: int, m: int, n: int, k: int, dtype: torch.dtype, device: torch.device) -> GemmConfig:
-    if device.type == "cpu":
-        sm, units = _INTERPRETED_CAPABILITY, _INTERPRETED_PROCESSORS
-    else:
-        sm, units = capability(device), processors(device)
-    return gemm_config(op, batch, m, n, k, dtype.itemsize, sm, units)
+def _config(
+    op: str,
+    batch: int,
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    wide: bool,
+    described: bool,
+) -> GemmConfig | None:
+    return gemm_config(op, batch, m, n, k, dtype.itemsize, *_card(device), wide=wide, described=described)
+
+
+def _card(device: torch.device) -> tuple[int, int]:
+    """Compute capability and multiprocessors."""
+    return _INTERPRETED if device.type == "cpu" else (capability(device), processors(device))
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,8 @@ class Layout:
     """The dimension whose stride is 1."""
     aligned: bool
     even: tuple[bool, bool]
+    described: bool
+    """Whether a tensor descriptor can hold it."""
 
     @property
     def wide(self) -> bool:
@@ -128,7 +150,10 @@ def _layout(x: Tensor) -> Layout:
     unit = 1 if strides[2] == 1 else 0 if strides[1] == 1 else None
     # Triton knows of an integer only whether 16 divides it.
     aligned = x.data_ptr() % ALIGNMENT == 0 and all(s % 16 == 0 for s in strides if s != 1)
-    return Layout(unit, aligned, (x.shape[1] % 16 == 0, x.shape[2] % 16 == 0))
+    described = (
+        unit is not None and aligned and all(1 < s < 2**39 // x.itemsize for s in (strides[0], strides[2 - unit]))
+    )
+    return Layout(unit, aligned, (x.shape[1] % 16 == 0, x.shape[2] % 16 == 0), described)
 
 
 @triton.jit
@@ -170,6 +195,72 @@ def pick_matrix(operand, entry, batch, ENTRIES: tl.constexpr):
 @triton.jit
 def pointers(start, row_stride, col_stride, rows, cols):
     return start + rows.to(tl.int64)[:, None] * row_stride + cols.to(tl.int64)[None, :] * col_stride
+
+
+@triton.jit
+def share_of_entry(sizes, entry, begin, ENTRIES: tl.constexpr):
+    """Tiles of an entry, whose first has number `begin` in the launch, and the first of them that is this program's.
+
+    Programs take tiles in turn, on through all entries, so that no two entries' rests fall to the same programs.
+    """
+    end = (_pick(sizes, 3, entry, ENTRIES) >> 1).to(tl.int32)
+    programs = tl.num_programs(0)
+    return end - begin, (tl.program_id(0) - begin % programs + programs) % programs
+
+
+@triton.jit
+def describe(
+    operand,
+    entry,
+    batch,
+    rows,
+    cols,
+    ENTRIES: tl.constexpr,
+    TRANS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """The descriptor of an entry's matrices as they lie in memory: the transposed ones if TRANS."""
+    start = _pick(operand, 0, entry, ENTRIES)
+    stride = _pick(operand, 1, entry, ENTRIES).to(tl.int64)
+    if TRANS:
+        col = _pick(operand, 3, entry, ENTRIES).to(tl.int64)
+        return tl.make_tensor_descriptor(start, [batch, cols, rows], [stride, col, 1], [1, BLOCK_COLS, BLOCK_ROWS])
+    else:
+        row = _pick(operand, 2, entry, ENTRIES).to(tl.int64)
+        return tl.make_tensor_descriptor(start, [batch, rows, cols], [stride, row, 1], [1, BLOCK_ROWS, BLOCK_COLS])
+
+
+@triton.jit
+def _load(descriptor, batch, row, col, TRANS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """A block of a matrix; zero outside."""
+    if TRANS:
+        return tl.trans(descriptor.load([batch, col, row]).reshape(BLOCK_COLS, BLOCK_ROWS))
+    else:
+        return descriptor.load([batch, row, col]).reshape(BLOCK_ROWS, BLOCK_COLS)
+
+
+@triton.jit
+def described_product_tile(
+    a,
+    b,
+    batch,
+    row,
+    col,
+    k,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TRANS_A: tl.constexpr,
+    TRANS_B: tl.constexpr,
+):
+    """`product_tile` of descriptors."""
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, k, BLOCK_K):
+        left = _load(a, batch, row, start, TRANS_A, BLOCK_M, BLOCK_K)
+        right = _load(b, batch, start, col, TRANS_B, BLOCK_K, BLOCK_N)
+        total = tl.dot(left, right, total, input_precision="ieee")
+    return total
 
 
 @triton.jit

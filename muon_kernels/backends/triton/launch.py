@@ -40,6 +40,7 @@ _compiled: dict[tuple[Hashable, ...], Any] = {}
 class Launch(NamedTuple):
     """A kernel, its grid, its arguments by name and in its order, and how Triton is to compile it.
 
+    registers: the most that a thread may use; None leaves it to the compiler.
     free: arguments whose values change nothing about that: tuples of `unspecialized` numbers, as long as another
         argument says, and those that the kernel declares.
     compiled: the handle, of a launch on the device that it was compiled for. Pointers may be addresses then.
@@ -50,8 +51,14 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     warps: int
     stages: int = 1
+    registers: int | None = None
     free: tuple[str, ...] = ()
     compiled: Any = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How Triton is to compile it, by Triton's names."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
     def run(self) -> None:
         """Enqueues the kernel on the current stream of the current device."""
@@ -68,12 +75,11 @@ class Launch(NamedTuple):
         if self.compiled is not None or INTERPRETED:
             return self.compiled
         decisive = [_looks(value) for name, value in self.arguments.items() if name not in self.free]
-        key = (self.kernel, driver.active.get_current_device(), self.warps, self.stages, *decisive)
+        key = (self.kernel, driver.active.get_current_device(), self.warps, self.stages, self.registers, *decisive)
         compiled = _compiled.get(key)
         if compiled is None:
             assert list(self.arguments) == self.kernel.arg_names
-            options = {"num_warps": self.warps, "num_stages": self.stages}
-            compiled = self.kernel.warmup(**self.arguments, grid=self.grid, **options)
+            compiled = self.kernel.warmup(**self.arguments, grid=self.grid, **self.options)
             if len(_compiled) == MOST_COMPILED:
                 _compiled.clear()
             _compiled[key] = compiled
@@ -93,11 +99,23 @@ def _looks(value: Any) -> Hashable:
 def run(launches: Iterable[Launch], device: torch.device) -> None:
     """Enqueues the launches, in order, on the current stream of `device`."""
     with on_device(device):
-        for launch in launches:
-            if _compile_only.get():
+        if _compile_only.get():
+            for launch in launches:
                 launch.compile()
-            else:
-                launch.run()
+        else:
+            contextvars.copy_context().run(_enqueue, launches)
+
+
+def _enqueue(launches: Iterable[Launch]) -> None:
+    """Runs the launches; in a context of its own, where Triton's allocator can be ours and the caller's stays his."""
+    triton.set_allocator(_scratch)
+    for launch in launches:
+        launch.run()
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Where a kernel keeps its tensor descriptors. Freed at once, it is reused behind that kernel on its stream."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def warm_up(call: Callable[[], object]) -> None:
