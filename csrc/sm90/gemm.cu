@@ -61,7 +61,7 @@ cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, 
 namespace {
 
 // `parameter`: the kernel's second, after the table.
-cudaError_t launch_kernel(const GemmLaunch& launch, const void* parameter, cudaStream_t stream) {
+cudaError_t launch_kernel(const GemmLaunch& launch, const void* parameter, cudaStream_t stream, bool dependent = true) {
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
@@ -72,15 +72,15 @@ cudaError_t launch_kernel(const GemmLaunch& launch, const void* parameter, cudaS
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = 2;
+  config.numAttrs = dependent ? 2 : 1;
   void* arguments[] = {const_cast<GemmTable*>(&launch.table), const_cast<void*>(parameter)};
   return cudaLaunchKernelExC(&config, launch.kernel, arguments);
 }
 
 }  // namespace
 
-cudaError_t enqueue(const GemmLaunch& launch, int* counter, cudaStream_t stream) {
-  return launch_kernel(launch, &counter, stream);
+cudaError_t enqueue(const GemmLaunch& launch, int* counter, cudaStream_t stream, bool dependent) {
+  return launch_kernel(launch, &counter, stream, dependent);
 }
 
 cudaError_t enqueue(const GemmLaunch& launch, const ApplyTargets& targets, cudaStream_t stream) {

@@ -52,6 +52,7 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, int* count
   } else {
     cluster_sync();
   }
+  if (deals) dealer.send(tasks);
 
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes: the counter is our own

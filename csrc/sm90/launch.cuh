@@ -19,8 +19,8 @@ struct GemmLaunch {
   int cluster;
   int shared_bytes;
 
-  // Whether there are more tasks than clusters, so that it matters who takes them.
-  bool in_rounds() const { return table.tasks + table.parts > blocks / cluster; }
+  // Whether clusters have more than two tasks each, so that it matters who takes them.
+  bool in_rounds() const { return table.tasks + table.parts > 2 * (blocks / cluster); }
 };
 
 // At most kMaxEntries items that share their operands' majors: encodes the table, picks the instance. Instantiated for
@@ -39,8 +39,8 @@ cudaError_t prepare_gemms(bool symmetric, const GemmItem* items, int64_t count, 
                           std::vector<GemmLaunch>& launches);
 
 // gemm_sm90_kernel. `counter`: gives the tasks out (tasks.cuh), 0 when the launch starts, its own until it ends; null: the
-// clusters have fixed shares.
-cudaError_t enqueue(const GemmLaunch& launch, int* counter, cudaStream_t stream);
+// clusters have fixed shares. Not `dependent`: behind what is no kernel that releases its dependents.
+cudaError_t enqueue(const GemmLaunch& launch, int* counter, cudaStream_t stream, bool dependent = true);
 
 // gemm_apply_sm90_kernel.
 cudaError_t enqueue(const GemmLaunch& launch, const ApplyTargets& targets, cudaStream_t stream);

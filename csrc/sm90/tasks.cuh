@@ -102,15 +102,19 @@ class TaskDealer {
   // The next task; the answer takes about a microsecond and is waited for where it is used.
   __device__ __forceinline__ void draw() { drawn_ = counter_ != nullptr ? fetch_increment(counter_) : share_.next(); }
 
-  // All tasks, from the first on, which has been drawn.
-  __device__ __forceinline__ void deal(TaskQueue queue) {
-    for (;;) {
-      const int task = drawn_ < total_ ? drawn_ : -1;
+  // Sends the task drawn last to all blocks, or -1 after the last one.
+  __device__ __forceinline__ void send(const TaskQueue& queue) const {
+    const int task = drawn_ < total_ ? drawn_ : -1;
 #pragma unroll
-      for (uint32_t rank = 0; rank < Shape::kCluster; ++rank) queue.send(task, rank);
-      if (task < 0) return;
+    for (uint32_t rank = 0; rank < Shape::kCluster; ++rank) queue.send(task, rank);
+  }
+
+  // All tasks after the first, which has been sent.
+  __device__ __forceinline__ void deal(TaskQueue& queue) {
+    while (drawn_ < total_) {
       queue.wait_for_question();
       draw();
+      send(queue);
     }
   }
 
