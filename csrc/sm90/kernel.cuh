@@ -37,7 +37,7 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, int* count
   const uint32_t rank = Shape::kCluster == 1 ? 0 : cluster_rank();
   const uint32_t warpgroup = threadIdx.x / 128;
   const bool loads = threadIdx.x == 0, deals = threadIdx.x == 32 && rank == 0;
-  TaskQueue tasks(base + Shape::kTasksOffset);
+  TaskQueue<Shape::kCluster> tasks(base + Shape::kTasksOffset);
   TaskDealer<Shape> dealer(table, counter);
   if (deals) dealer.draw();  // the answer takes as long as all that follows
   if (loads) initialise_barriers<Shape>(base);
@@ -60,7 +60,7 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, int* count
   if (warpgroup == 0) {
     registers_release<40>();
     if (loads) {
-      for (int task; (task = tasks.produce()) >= 0;) {
+      for (int task; (task = tasks.next()) >= 0;) {
         const TileAt tile = Walk<Shape, kSymmetric>::locate(table, task, rank);
         load_tile<Shape, kMajorA, kMajorB>(table, tile, ring, tasks, rank);
       }

@@ -63,7 +63,7 @@ __device__ __forceinline__ void initialise_barriers(uint32_t base) {
     barrier_init(base + Shape::kBarrierOffset + 16 * stage, 1);
     barrier_init(base + Shape::kBarrierOffset + 16 * stage + 8, kWarps * Shape::kCluster);
   }
-  TaskQueue::initialise(base + Shape::kTasksOffset);
+  TaskQueue<Shape::kCluster>::initialise(base + Shape::kTasksOffset);
   barrier_init_fence();
 }
 
@@ -93,7 +93,7 @@ __device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap&
 // are left than the ring holds: in time for loads without a pause, and late, so that the last tasks go to who is ahead.
 template <class Shape, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
-                                          const TaskQueue& tasks, uint32_t rank) {
+                                          const TaskQueue<Shape::kCluster>& tasks, uint32_t rank) {
   constexpr int kShares = Shape::kCluster;
   const GemmEntry& problem = table.entries[tile.entry];
   if (problem.has_c) {  // comes last, and for all blocks at about the same time: ask for it early

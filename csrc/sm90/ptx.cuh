@@ -41,12 +41,35 @@ __device__ __forceinline__ void barrier_arrive_remote(uint32_t barrier, uint32_t
       : "memory");
 }
 
+// The same, for who reads after `barrier_wait_for_cluster` what this thread has written.
+__device__ __forceinline__ void barrier_release_remote(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // Returns once the phase with this parity has completed.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
       "WAIT:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra DONE;\n"
+      "bra WAIT;\n"
+      "DONE:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// The same; what the cluster's blocks wrote before they released it is visible.
+__device__ __forceinline__ void barrier_wait_for_cluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "WAIT:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
       "@done bra DONE;\n"
       "bra WAIT;\n"
       "DONE:\n}" ::"r"(barrier),
@@ -129,14 +152,17 @@ __device__ __forceinline__ int load_shared(uint32_t address) {
   return value;
 }
 
-// Writes to, and signals, the same offsets in block `rank` of the cluster.
-__device__ __forceinline__ void store_async(uint32_t target, int value, uint32_t barrier, uint32_t rank) {
+__device__ __forceinline__ void store_shared(uint32_t address, int value) {
+  asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+// Writes to the same offset in block `rank` of the cluster.
+__device__ __forceinline__ void store_remote(uint32_t address, int value, uint32_t rank) {
   asm volatile(
-      "{\n.reg .b32 remote, signal;\n"
-      "mapa.shared::cluster.u32 remote, %0, %3;\n"
-      "mapa.shared::cluster.u32 signal, %2, %3;\n"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [remote], %1, [signal];\n}" ::"r"(target),
-      "r"(value), "r"(barrier), "r"(rank)
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %2;\n"
+      "st.shared::cluster.s32 [remote], %1;\n}" ::"r"(address),
+      "r"(value), "r"(rank)
       : "memory");
 }
 

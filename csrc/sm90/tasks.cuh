@@ -26,6 +26,7 @@ namespace muon_kernels::sm90 {
 
 // The queue of a block, and a thread's place in it. In shared memory: a barrier by which the producer asks, then the
 // slots, each a barrier that completes when a task has come, and the task.
+template <int kCluster>
 class TaskQueue {
  public:
   explicit __device__ __forceinline__ TaskQueue(uint32_t base) : base_(base) {}
@@ -36,24 +37,35 @@ class TaskQueue {
 
   // The next task, once it has come.
   __device__ __forceinline__ int next() {
-    barrier_wait(slot(), place_ / kTaskSlots & 1);
+    const uint32_t parity = place_ / kTaskSlots & 1;
+    if constexpr (kCluster == 1) {
+      barrier_wait(slot(), parity);
+    } else {
+      barrier_wait_for_cluster(slot(), parity);
+    }
     const int task = load_shared(slot() + 8);
     ++place_;
     return task;
-  }
-
-  // The same for the block's producer.
-  __device__ __forceinline__ int produce() {
-    barrier_expect_bytes(slot(), sizeof(int));
-    return next();
   }
 
   // The producer, once for each task: in about a microsecond it will want the next. In other blocks than the dealer's
   // nobody listens.
   __device__ __forceinline__ void ask() const { barrier_arrive(base_); }
 
-  // The dealer, whose place is that of the task it deals.
-  __device__ __forceinline__ void send(int task, uint32_t rank) const { store_async(slot() + 8, task, slot(), rank); }
+  // The dealer, whose place is that of the task it deals: to all blocks.
+  __device__ __forceinline__ void send(int task) const {
+    if constexpr (kCluster == 1) {
+      store_shared(slot() + 8, task);
+      barrier_arrive(slot());
+    } else {
+#pragma unroll
+      for (uint32_t rank = 0; rank < kCluster; ++rank) {
+        store_remote(slot() + 8, task, rank);
+        barrier_release_remote(slot(), rank);
+      }
+    }
+  }
+
   __device__ __forceinline__ void wait_for_question() {
     barrier_wait(base_, place_ & 1);
     ++place_;
@@ -102,15 +114,13 @@ class TaskDealer {
   // The next task; the answer takes about a microsecond and is waited for where it is used.
   __device__ __forceinline__ void draw() { drawn_ = counter_ != nullptr ? fetch_increment(counter_) : share_.next(); }
 
-  // Sends the task drawn last to all blocks, or -1 after the last one.
-  __device__ __forceinline__ void send(const TaskQueue& queue) const {
-    const int task = drawn_ < total_ ? drawn_ : -1;
-#pragma unroll
-    for (uint32_t rank = 0; rank < Shape::kCluster; ++rank) queue.send(task, rank);
+  // Sends the task drawn last, or -1 after the last one.
+  __device__ __forceinline__ void send(const TaskQueue<Shape::kCluster>& queue) const {
+    queue.send(drawn_ < total_ ? drawn_ : -1);
   }
 
   // All tasks after the first, which has been sent.
-  __device__ __forceinline__ void deal(TaskQueue& queue) {
+  __device__ __forceinline__ void deal(TaskQueue<Shape::kCluster>& queue) {
     while (drawn_ < total_) {
       queue.wait_for_question();
       draw();
