@@ -28,9 +28,9 @@ from muon_kernels.backends.configs import GemmConfig
 from muon_kernels.backends.triton import apply, gemm, gemm_add, normalize, prologue, symm_gemm
 from muon_kernels.backends.triton.launch import Launch
 
-ALLOWED_SPILL = 256
+ALLOWED_SPILL = 384
 """Bytes. symm_gemm spills outside its loop, where a tile and its mirror image are in registers: 32 on sm100 with a
-summand, on sm90 208 of wide tiles with a summand and 104 where two programs of 8 warps share a multiprocessor."""
+summand, on sm90 208 to 362 of wide tiles with one, and 104 where two programs of 8 warps share a multiprocessor."""
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
