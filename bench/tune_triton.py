@@ -231,12 +231,8 @@ def fit(config: GemmConfig, measured: Measured, units: int) -> Candidate:
 
 def choose(kept: Sequence[Candidate], product: Product, units: int, *, described: bool) -> Candidate:
     """As `configs.gemm_config` does."""
-
-    def cost(candidate: Candidate) -> float:
-        tiles = product.batch * configs.tile_count(product.op, candidate.config, product.m, product.n)
-        return candidate.cost(tiles, product.k, units)
-
-    return min((c for c in kept if described or not c.config.programs), key=cost)
+    legal = [c for c in kept if described or not c.config.programs]
+    return configs.cheapest(legal, *product, units)
 
 
 def keep(found: dict[GemmConfig, Measured], units: int) -> list[Candidate]:

@@ -69,17 +69,14 @@ def train(cell: Cell, splits: tuple[Split, Split]) -> Row:
     net = network(cell, images.images.shape[1]).to(images.images.device)
     optimizer = make_optimizer(cell["optimizer"], net, cell["rate"])
     penalties = Penalties(activity_decay=cell["activity_decay"])
-    inference = {
-        "steps": cell.get("inference_steps", 0),
-        "lr": cell["activity_rate"],
-        "method": cell["activity_optimizer"],
-    }
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         if cell["method"] == "bp":
             energy = half_squared_error(net(x), y)
         else:
-            energy = net.energy(x, y, net.infer(x, y, penalties=penalties, **inference), penalties)
+            settings = {"steps": cell["inference_steps"], "lr": cell["activity_rate"]}
+            z = net.infer(x, y, method=cell["activity_optimizer"], penalties=penalties, **settings)
+            energy = net.energy(x, y, z, penalties)
         optimizer.zero_grad()
         energy.backward()
         optimizer.step()

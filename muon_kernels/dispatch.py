@@ -56,6 +56,11 @@ def run(name: str, *args: Any, **kwargs: Any) -> None:
         getattr(torch.ops.muon_kernels, name)(*args, **kwargs)
 
 
+def rate_tensor(lr: float | Tensor) -> Tensor:
+    """A learning rate as the schemas want it: float64 on the host, or the tensor that it is."""
+    return lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+
+
 def whole(name: str, lists: list[list[Tensor]]) -> Callable[..., bool] | None:
     """What the first backend has that does the work of several ops in one call, or None; see `backends.whole`."""
     return backends.whole(name, lists[0][0].device, lists) if _unheard(lists) else None

@@ -267,7 +267,7 @@ def _check_step(
     """lr as a tensor."""
     if len(scales) != len(params):
         raise ValueError(f"scales must have {len(params)} entries, got {len(scales)}")
-    rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+    rate = dispatch.rate_tensor(lr)
     _check_scalar("lr", rate)
     _check_scalar("found_inf", found_inf)
     return rate

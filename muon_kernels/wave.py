@@ -59,7 +59,7 @@ def step_wave(
             left,
             right,
             matrices.params,
-            lr=lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64),
+            lr=dispatch.rate_tensor(lr),
             weight_decay=weight_decay,
             scales=scales,
             found_inf=found_inf,

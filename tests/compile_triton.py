@@ -28,9 +28,12 @@ from muon_kernels.backends.configs import GemmConfig
 from muon_kernels.backends.triton import apply, gemm, gemm_add, normalize, prologue, symm_gemm
 from muon_kernels.backends.triton.launch import Launch
 
-ALLOWED_SPILL = 384
-"""Bytes. symm_gemm spills outside its loop, where a tile and its mirror image are in registers: 32 on sm100 with a
-summand, on sm90 208 to 362 of wide tiles with one, and 104 where two programs of 8 warps share a multiprocessor."""
+ALLOWED_SPILL = 64
+"""Bytes. On sm100 symm_gemm with a summand spills 32 outside its loop, where a whole tile is in registers."""
+
+WIDE_SPILL = 384
+"""The same of symm_gemm on sm90, where a tile and its mirror image are in registers outside the loop: 208 to 362 of
+wide tiles with a summand, and 104 where two programs of 8 warps share a multiprocessor."""
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
@@ -66,9 +69,11 @@ class Resources:
     shared: int
     registers: int
     spilled: int
+    kernel: str
 
     def fits(self, sm: int) -> bool:
-        return self.shared <= configs.shared_memory_limit(sm) and self.spilled <= ALLOWED_SPILL
+        allowed = WIDE_SPILL if (self.kernel, sm) == ("symm_gemm_kernel", 90) else ALLOWED_SPILL
+        return self.shared <= configs.shared_memory_limit(sm) and self.spilled <= allowed
 
 
 def resources(compiled: Any, sm: int) -> Resources:
@@ -80,7 +85,7 @@ def resources(compiled: Any, sm: int) -> Resources:
         done = subprocess.run([*command, "-o", str(source) + ".o"], capture_output=True, text=True, check=True)
     (registers,) = re.findall(r"Used (\d+) registers", done.stderr)
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", done.stderr)))
-    return Resources(compiled.metadata.shared, int(registers), spilled)
+    return Resources(compiled.metadata.shared, int(registers), spilled, compiled.metadata.name)
 
 
 def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:

@@ -34,7 +34,8 @@ def test_few_small_matrices_get_small_tiles_and_large_ones_large_tiles(op, sm):
         c = configs.gemm_config(op, batch, side, side, side, 2, sm, CARDS[sm], wide=True, described=True)
         return c.block_m * c.block_n
 
-    assert area(1, 256) < area(1, 8192)
+    largest = max(c.config.block_m * c.config.block_n for c in configs.candidates(op, 2, sm))
+    assert area(1, 256) < area(1, 8192) == largest
     assert area(1, 256) <= area(64, 1024)
 
 

@@ -9,6 +9,7 @@ its multiprocessor for itself and for a full wave. The choice is the candidate w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -83,11 +84,13 @@ def gemm_config(
         described: whether tensor descriptors can hold both operands.
     """
 
-    def cost(candidate: Candidate) -> float:
-        return candidate.cost(batch * tile_count(op, candidate.config, m, n), k, processors)
-
     legal = [c for c in candidates(op, itemsize, sm) if (described if c.config.programs else wide)]
-    return min(legal, key=cost).config if legal else None
+    return cheapest(legal, op, batch, m, n, k, processors).config if legal else None
+
+
+def cheapest(legal: Sequence[Candidate], op: str, batch: int, m: int, n: int, k: int, processors: int) -> Candidate:
+    """The candidate whose waves take the least time; see `gemm_config`."""
+    return min(legal, key=lambda c: c.cost(batch * tile_count(op, c.config, m, n), k, processors))
 
 
 @cache

@@ -72,8 +72,9 @@ class SpectrumMonitor:
     def _before_step(self, *_: Any) -> None:
         self._step += 1
         if self._step % self._every == 0:
-            for group in filter(lambda group: group["params"], self._optimizer.param_groups):
-                self._before |= _shrunk(group["params"], 1 - self._decay(group))
+            for group in self._optimizer.param_groups:
+                if group["params"]:
+                    self._before |= _shrunk(group["params"], 1 - self._decay(group))
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:

@@ -74,7 +74,7 @@ class BucketStep:
         self._copied: tuple[Wave, Transfer] | None = None
         self.device = parts[0].param.device
         lr = group["lr"]
-        rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+        rate = dispatch.rate_tensor(lr)
         self._rate = rate if rate.is_cpu else rate.to(self.device)
         # float16 has too little range for what is not normalised yet.
         self._wire = torch.bfloat16 if bucket.compute == torch.float16 else bucket.compute
