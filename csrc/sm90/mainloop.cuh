@@ -89,8 +89,9 @@ __device__ __forceinline__ void load_operand(uint32_t target, const CUtensorMap&
   }
 }
 
-// One thread: everything that one tile needs, in the order of the ring. It asks for the next task once no more k steps
-// are left than the ring holds: in time for loads without a pause, and late, so that the last tasks go to who is ahead.
+// One thread: everything that one tile needs, in the order of the ring. The one in the dealer's block asks for the next
+// task once no more k steps are left than the ring holds: in time for loads without a pause, and late, so that the last
+// tasks go to who is ahead.
 template <class Shape, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& tile, Ring<Shape>& ring,
                                           const TaskQueue<Shape::kCluster>& tasks, uint32_t rank) {
@@ -101,7 +102,7 @@ __device__ __forceinline__ void load_tile(const GemmTable& table, const TileAt& 
   }
   const int asks_at = max((problem.k - 1) / kTileK + 1 - Shape::kStages, 0) * kTileK;
   for (int k = 0; k < problem.k; k += kTileK, ring.at.advance()) {
-    if (k == asks_at) tasks.ask();
+    if (k == asks_at && rank == 0) tasks.ask();
     barrier_wait(ring.empty(), ring.at.parity ^ 1);
     const uint32_t left_out = !tile.part ? 0 : Shape::kQuarters ? Shape::kStageBytes / 2 : Shape::kBytesB / 2;
     barrier_expect_bytes(ring.full(), Shape::kStageBytes - left_out);

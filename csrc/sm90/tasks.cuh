@@ -24,8 +24,8 @@
 
 namespace muon_kernels::sm90 {
 
-// The queue of a block, and a thread's place in it. In shared memory: a barrier by which the producer asks, then the
-// slots, each a barrier that completes when a task has come, and the task.
+// The queue of a block, and a thread's place in it. In shared memory: a barrier by which the producer of the dealer's
+// block asks, then the slots, each a barrier that completes when a task has come, and the task.
 template <int kCluster>
 class TaskQueue {
  public:
@@ -48,8 +48,7 @@ class TaskQueue {
     return task;
   }
 
-  // The producer, once for each task: in about a microsecond it will want the next. In other blocks than the dealer's
-  // nobody listens.
+  // The producer of the dealer's block, once for each task: in about a microsecond it will want the next.
   __device__ __forceinline__ void ask() const { barrier_arrive(base_); }
 
   // The dealer, whose place is that of the task it deals: to all blocks.
