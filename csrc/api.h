@@ -225,18 +225,19 @@ struct ChainItem {
 // Products of one chain run in order, those of different chains side by side; chains of small matrices run whole, in
 // shared memory. The workspace, all offsets and all strides but the unit one are multiples of 16 bytes; sizes are free:
 // what lies between the end of a row and the next multiple of 16 bytes may be overwritten. `dtype`: bfloat16 or float16.
+// Behind the end of the last buffer there is room for an int a product, as scratch.
 //
 // Encoding the kernels' parameters takes longer than launching them, and an allocator tends to return the same workspace in
-// every step: the parameters for the last kKept workspaces are kept. Not for two threads at a time.
+// every step: the parameters for the last kKept workspaces are kept. From the third launch on one of them long chains are
+// replayed as a CUDA graph (sm90/replay.h), for which the driver allocates; not into a stream that is captured.
+//
+// Not for two threads at a time.
 class Chains {
  public:
   explicit Chains(std::vector<ChainItem> items);
   ~Chains();
 
-  // Number of ints that the scratch `counters` of a launch must hold.
-  int64_t counters() const;
-
-  cudaError_t launch(DType dtype, void* workspace, int* counters, cudaStream_t stream);
+  cudaError_t launch(DType dtype, void* workspace, cudaStream_t stream);
 
  private:
   struct Prepared;

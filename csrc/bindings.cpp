@@ -282,14 +282,12 @@ void bind_chains(py::module_& m) {
              return std::make_unique<Chains>(chain_items(buffers, products, scalars, chains));
            }),
            py::arg("buffers"), py::arg("products"), py::arg("scalars"), py::arg("chains"))
-      .def("counters", &Chains::counters)
       .def(
           "launch",
-          [](Chains& self, int dtype, int64_t workspace, int64_t counters, int64_t stream) {
-            check(self.launch(static_cast<DType>(dtype), pointer<void>(workspace), pointer<int>(counters),
-                              stream_of(stream)));
+          [](Chains& self, int dtype, int64_t workspace, int64_t stream) {
+            check(self.launch(static_cast<DType>(dtype), pointer<void>(workspace), stream_of(stream)));
           },
-          py::arg("dtype"), py::arg("workspace"), py::arg("counters"), py::arg("stream"));
+          py::arg("dtype"), py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace

@@ -67,7 +67,9 @@ class WaveStep {
   bool fits() const { return fits_ && param_dtype_ != DType::kFloat16; }
 
   // Number of doubles that `launch` wants as scratch memory.
-  int64_t scratch() const { return prologue_scratch() + (wave_.chains.counters() + 1) / 2; }
+  int64_t scratch() const {
+    return prologue_normalize_scratch(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_);
+  }
 
   void launch(double momentum, bool nesterov, bool maximize, int64_t grad_scale, double eps, double safety_factor,
               double weight_decay, double lr, int64_t lr_device, bool lr_device_float64, int64_t found_inf, int64_t scratch,
@@ -77,18 +79,13 @@ class WaveStep {
     const NormalizeArgs norm{DType::kBFloat16, DType::kFloat16, /*sumsq=*/nullptr, /*scratch=*/nullptr, eps, safety_factor};
     check(launch_prologue_normalize(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_, norm, stream));
 
-    int* const counters = reinterpret_cast<int*>(pointer<double>(scratch) + prologue_scratch());
-    check(wave_.chains.launch(DType::kFloat16, workspace_, counters, stream));
+    check(wave_.chains.launch(DType::kFloat16, workspace_, stream));
 
     const ApplyArgs step = apply_args(param_dtype_, DType::kFloat16, weight_decay, lr, lr_device, lr_device_float64, found_inf);
     check(launch_gemm_apply_sm90(products_.data(), static_cast<int64_t>(products_.size()), step, false, stream));
   }
 
  private:
-  int64_t prologue_scratch() const {
-    return prologue_normalize_scratch(matrices_.data(), static_cast<int64_t>(matrices_.size()), prologue_);
-  }
-
   void add_matrix(const Buffer& x, int64_t i, const py::list& grads, const py::list& momenta, const py::list& params) {
     const size_t n = matrices_.size();
     const MatrixBatch batch = x.in(workspace_);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -270,8 +270,7 @@ def _gram_plan(
         wide = x.mT if height > width else x
         build.symm_gemm(wide, wide.mT, gram, alpha=lift(dtype))
         grams.append(rows_of(build.buffers, BUFFER_FIELDS)[-1])
-    build.elements = elements
-    return build.build(), grams
+    return replace(build.build(), elements=elements), grams
 
 
 def resolve_method(

@@ -26,13 +26,18 @@ plus one if it is transposed; -1 stands for none."""
 SCALAR_FIELDS = 3
 """Numbers a product: alpha, beta, delta."""
 
+COUNTER_SIZE = 4
+"""Bytes of what a backend may count in for a product."""
+
 NONE = -1
 
 
 @dataclass(frozen=True)
 class Program:
-    """Chains on one workspace of `elements` elements.
+    """Chains on one workspace.
 
+    elements: of the workspace. Behind the last buffer it has room for a 32-bit counter a product, and for no fewer than
+        there are chains: a backend may write there.
     buffers, products, scalars: the lists that the constants above describe.
     chains: (number of buffers, number of products) of each chain; its buffers and products follow those of the last.
     """
@@ -117,9 +122,10 @@ class ProgramBuilder:
         self._product(False, a, b, c, out, (1.0, beta, 0.0))
 
     def build(self) -> Program:
-        return Program(
-            self.elements, tuple(self.buffers), tuple(self.products), tuple(self.scalars), tuple(self.chains)
-        )
+        # A chain that has no product here may have one in another program on the same workspace.
+        counters = max(len(self.products) // PRODUCT_FIELDS, len(self.chains) // 2)
+        elements = self.elements + -(-COUNTER_SIZE * counters // self.element_size)
+        return Program(elements, tuple(self.buffers), tuple(self.products), tuple(self.scalars), tuple(self.chains))
 
     def _product(
         self,

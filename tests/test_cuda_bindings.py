@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 
 import kernel_fuzz
@@ -306,6 +307,30 @@ def test_whole_steps(dtype, options):
         results.append([p.detach() for p in params])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-3 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("preconditioning", ["frobenius", "aol"])
+def test_chains_count_behind_their_buffers(preconditioning, steps, monkeypatch):
+    """The host's kernels write a counter a product, which is behind all buffers or in one that is not in use."""
+    behind = []
+
+    def chains(workspace, program):
+        larger = torch.full((program.elements + 64,), 7.0, dtype=workspace.dtype)
+        larger[: program.elements] = workspace
+        ops.chains(larger[: program.elements], program)
+        workspace.copy_(larger[: program.elements])
+        behind.append(larger[program.elements :])
+
+    monkeypatch.setattr(sys.modules["muon_kernels.orthogonalize"], "chains", chains)
+    g, options = torch.randn(5, 8, 24), {"method": "gram", "ns_steps": steps, "preconditioning": preconditioning}
+    results = []
+    for backend in ("reference", "cuda"):
+        with use_backend(backend):
+            results.append(orthogonalize(g, compute_dtype=torch.float16, **options))
+    torch.testing.assert_close(*results, rtol=0, atol=2e-2)
+    assert behind
+    assert all(torch.equal(x, torch.full_like(x, 7.0)) for x in behind)
 
 
 def test_dimensions_that_do_not_merge_are_named():

@@ -9,7 +9,7 @@ from muon_kernels import Muon, orthogonalize
 from muon_kernels.compat import to_torch
 from muon_kernels.ops import chains
 from muon_kernels.orthogonalize import scratch_bytes
-from muon_kernels.program import BUFFER_FIELDS, PRODUCT_FIELDS, ProgramBuilder, rows_of, view
+from muon_kernels.program import BUFFER_FIELDS, COUNTER_SIZE, PRODUCT_FIELDS, ProgramBuilder, rows_of, view
 from muon_kernels.squaring import STAGES, squaring_chain, squaring_map
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum
 
@@ -85,11 +85,12 @@ def test_scratch_memory_is_written_before_it_is_read(shape):
     x, spare = build.buffer(*shape), build.buffer(*shape)
     factor, last_x, result = squaring_chain(build, x, spare)
     build.gemm_add(factor, last_x, result)
-    workspace = torch.full((build.elements,), torch.nan, dtype=torch.float64)
+    program = build.build()
+    workspace = torch.full((program.elements,), torch.nan, dtype=torch.float64)
     buffers = rows_of(build.buffers, BUFFER_FIELDS)
     g = torch.randn(2, *shape, dtype=torch.float64)
     view(workspace, buffers[x.buffer]).copy_(g / g.norm(dim=(1, 2), keepdim=True))
-    chains(workspace, build.build())
+    chains(workspace, program)
     for actual, matrix in zip(view(workspace, buffers[result.buffer]), g, strict=True):
         expected = oracle(matrix)
         assert (actual - expected).norm() <= 1e-10 * expected.norm()
@@ -103,7 +104,7 @@ def test_band_and_slope():
 
 
 def test_products_and_scratch():
-    """14 products, at most one added matrix each; a square matrix takes four times itself."""
+    """14 products, at most one added matrix each; a square matrix takes four times itself, and a counter a product."""
     build = ProgramBuilder(element_size=2)
     build.chain(1)
     build.gemm_add(*squaring_chain(build, build.buffer(64, 64), build.buffer(64, 64)))
@@ -112,8 +113,9 @@ def test_products_and_scratch():
     assert sum(c >= 0 for _, _, _, c, _ in products) == 5
     assert all(out // 2 not in (a // 2, b // 2, c // 2) for _, a, b, c, out in products)
     half = {"method": "squaring", "compute_dtype": torch.float16}
-    assert scratch_bytes(64, 64, (), **half) == 4 * 2 * 64 * 64
-    assert scratch_bytes(128, 64, (), **half) == 2 * 2 * 128 * 64 + 2 * 64 * 64
+    counters = 14 * COUNTER_SIZE
+    assert scratch_bytes(64, 64, (), **half) == 4 * 2 * 64 * 64 + counters
+    assert scratch_bytes(128, 64, (), **half) == 2 * 2 * 128 * 64 + 2 * 64 * 64 + counters
 
 
 @pytest.mark.parametrize(

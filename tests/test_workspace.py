@@ -2,6 +2,7 @@ import torch
 
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer, scratch_bytes
+from muon_kernels.program import COUNTER_SIZE, PRODUCT_FIELDS
 from muon_kernels.workspace import empty_batch, plan_waves
 
 SHAPES = ((768, 768),) * 4 + ((3072, 768), (768, 3072), (7, 9), (1, 1))
@@ -39,12 +40,15 @@ def test_scratch_bytes_is_what_is_allocated():
                 chain = Orthogonalizer(
                     [(3, *shape)], rows, method=method, compute_dtype=dtype, device=torch.device("cpu")
                 )
-                assert chain.inputs[0].untyped_storage().nbytes() == 3 * need
+                products = len(chain.plan.program.products) // PRODUCT_FIELDS
+                # A counter a product, however many matrices there are.
+                assert chain.inputs[0].untyped_storage().nbytes() == 3 * need - 2 * COUNTER_SIZE * products
 
 
 def test_a_square_matrix_needs_three_times_itself():
     rows = resolve_coefficients("original", 5)
-    assert scratch_bytes(64, 64, rows, method="standard", compute_dtype=torch.float16) == 3 * 2 * 64 * 64
+    counters = 15 * COUNTER_SIZE
+    assert scratch_bytes(64, 64, rows, method="standard", compute_dtype=torch.float16) == 3 * 2 * 64 * 64 + counters
 
 
 def test_rows_start_on_16_bytes():

@@ -9,10 +9,24 @@
 #include "../api.h"
 #include "launch.cuh"
 #include "orient.h"
+#include "replay.h"
 #include "small_launch.h"
 
 namespace muon_kernels {
 namespace {
+
+// Shorter sequences are launched one by one: a graph saves the host all launches but about two, and costs the device the
+// overlap of its first kernel, and of the one behind it, with what is before them.
+constexpr size_t kFewestReplayed = 8;
+
+// Where the last buffer ends: there the counters lie.
+int* counters(const std::vector<ChainItem>& items, void* workspace) {
+  int64_t end = 0;
+  for (const ChainItem& item : items) {
+    for (const ChainBuffer& buffer : item.buffers) end = std::max(end, buffer.offset + item.batch * buffer.batch_stride);
+  }
+  return reinterpret_cast<int*>(static_cast<char*>(workspace) + 2 * end);
+}
 
 MatrixBatch matrices(const ChainItem& item, const ChainOperand& operand, void* workspace) {
   if (operand.buffer < 0) return {nullptr, 0, 0, 1};
@@ -71,8 +85,10 @@ struct Chains::Prepared {
   int device;
   DType dtype;
   void* workspace;
+  int* counters;
   std::vector<sm90::SmallLaunch> small;
   std::vector<sm90::GemmLaunch> products;
+  sm90::Replay replay;
 
   cudaError_t prepare(const std::vector<ChainItem>& items) {
     std::vector<sm90::SmallChain> chains;
@@ -88,45 +104,48 @@ struct Chains::Prepared {
     if (const cudaError_t error = sm90::prepare_small_chains(std::move(chains), dtype, workspace, small)) return error;
     return prepare_products(others, dtype, workspace, products);
   }
+
+  cudaError_t launch(cudaStream_t stream) {
+    if (small.size() + products.size() < kFewestReplayed) return enqueue(stream);
+    return replay.run(stream, [this](cudaStream_t on) { return enqueue(on); });
+  }
+
+  cudaError_t enqueue(cudaStream_t stream) const {
+    for (const sm90::SmallLaunch& one : small) {
+      if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
+    }
+    // Each launch has a counter to itself, so that it can draw its first tasks while the one before it ends.
+    const auto counted = std::count_if(products.begin(), products.end(), [](const auto& one) { return one.in_rounds(); });
+    if (counted > 0) {
+      if (const cudaError_t error = cudaMemsetAsync(counters, 0, counted * sizeof(int), stream)) return error;
+    }
+    bool dependent = counted == 0;  // what draws before its dependencies have ended must find zeros
+    int* next = counters;
+    for (const sm90::GemmLaunch& one : products) {
+      int* const counter = one.in_rounds() ? next++ : nullptr;
+      if (const cudaError_t error = sm90::enqueue(one, counter, stream, dependent)) return error;
+      dependent = true;
+    }
+    return cudaSuccess;
+  }
 };
 
 Chains::Chains(std::vector<ChainItem> items) : items_(std::move(items)) {}
 Chains::~Chains() = default;
 
-int64_t Chains::counters() const {
-  size_t products = 0;  // there are no more launches than that
-  for (const ChainItem& item : items_) products += item.products.size();
-  return static_cast<int64_t>(products);
-}
-
-cudaError_t Chains::launch(DType dtype, void* workspace, int* counters, cudaStream_t stream) {
+cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t stream) {
   int device = 0;
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
   auto found = std::find_if(kept_.begin(), kept_.end(), [&](const auto& kept) {
     return kept->device == device && kept->dtype == dtype && kept->workspace == workspace;
   });
   if (found == kept_.end()) {
-    auto prepared = std::make_unique<Prepared>(Prepared{device, dtype, workspace, {}, {}});
+    std::unique_ptr<Prepared> prepared(new Prepared{device, dtype, workspace, counters(items_, workspace), {}, {}, {}});
     if (const cudaError_t error = prepared->prepare(items_)) return error;
     if (kept_.size() == kKept) kept_.erase(kept_.begin());
     found = kept_.insert(kept_.end(), std::move(prepared));
   }
-  for (const sm90::SmallLaunch& one : (*found)->small) {
-    if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
-  }
-  // Each launch has a counter to itself, so that it can draw its first tasks while the one before it ends.
-  const auto& products = (*found)->products;
-  const auto counted = std::count_if(products.begin(), products.end(), [](const auto& one) { return one.in_rounds(); });
-  if (counted > 0) {
-    if (const cudaError_t error = cudaMemsetAsync(counters, 0, counted * sizeof(int), stream)) return error;
-  }
-  bool dependent = counted == 0;  // what draws before its dependencies have ended must find zeros
-  for (const sm90::GemmLaunch& one : products) {
-    int* const counter = one.in_rounds() ? counters++ : nullptr;
-    if (const cudaError_t error = sm90::enqueue(one, counter, stream, dependent)) return error;
-    dependent = true;
-  }
-  return cudaSuccess;
+  return (*found)->launch(stream);
 }
 
 }  // namespace muon_kernels

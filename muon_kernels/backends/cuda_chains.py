@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import extension
@@ -20,9 +19,7 @@ def chains(
     items = _items(tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
     device = workspace[0].device
     with on_device(device):
-        counters = torch.empty(items.counters(), dtype=torch.int32, device=device)
-        stream = current_stream(device)
-        items.launch(DTYPES[workspace[0].dtype], workspace[0].data_ptr(), counters.data_ptr(), stream)
+        items.launch(DTYPES[workspace[0].dtype], workspace[0].data_ptr(), current_stream(device))
 
 
 @lru_cache(maxsize=256)

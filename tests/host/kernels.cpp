@@ -243,10 +243,13 @@ struct Chains::Prepared {};
 Chains::Chains(std::vector<ChainItem> items) : items_(std::move(items)) {}
 Chains::~Chains() = default;
 
-int64_t Chains::counters() const { return 2; }
-
-cudaError_t Chains::launch(DType dtype, void* workspace, int* counters, cudaStream_t) {
-  std::fill_n(counters, this->counters(), -1);
+cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t) {
+  int64_t end = 0, products = 0;
+  for (const ChainItem& item : items_) {
+    for (const ChainBuffer& buffer : item.buffers) end = std::max(end, buffer.offset + item.batch * buffer.batch_stride);
+    products += static_cast<int64_t>(item.products.size());
+  }
+  std::fill_n(reinterpret_cast<int32_t*>(static_cast<uint16_t*>(workspace) + end), products, -1);
   for (const ChainItem& item : items_) {
     const auto matrices = [&](const ChainOperand& operand) {
       if (operand.buffer < 0) return MatrixBatch{};
