@@ -22,11 +22,11 @@ OPS: dict[str, Callable[..., None]] = {}
 if _INSTALLED:
     import triton as _triton
 
-    from ..products import stored_first as _stored_first
     from ..products import summed_first as _summed_first
     from . import apply as _apply
     from . import chains as _chains
     from . import gemm_add as _gemm_add
+    from . import gemm_apply as _gemm_apply
     from . import normalize as _normalize
     from . import prologue as _prologue
     from . import sum_squares as _sum_squares
@@ -40,7 +40,7 @@ if _INSTALLED:
         "symm_gemm": _symm_gemm.symm_gemm,
         "gemm_add": _gemm_add.gemm_add,
         "chains": _chains.chains,
-        "gemm_apply": _stored_first(_gemm_add.gemm_add, _apply.apply),
+        "gemm_apply": _gemm_apply.gemm_apply,
         "apply": _apply.apply,
     }
 

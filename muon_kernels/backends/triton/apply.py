@@ -36,11 +36,11 @@ def plan(
     scales: list[float],
     found_inf: Tensor | None,
 ) -> list[Launch]:
-    """The launches of one call. A rate on the CPU is read here, in double; one on the device by the kernel."""
-    rate = lr.item() if lr.is_cpu else 0.0
+    """The launches of one call."""
+    decay, steps = factors(lr, weight_decay, scales)
+    rate = None if lr.is_cpu else lr
     launches = []
     for part in runs("params and updates", (params, updates), labels=scales):
-        scale = scales[part.first]
         tiles = part.tiles
         arguments = {
             "parameters": part.addresses[0],
@@ -48,11 +48,9 @@ def plan(
             "rows": tiles.rows,
             "cols": tiles.cols,
             "strides": tiles.strides,
-            "decay": float(1 - rate * weight_decay),
-            "step": float(rate * scale),
-            "lr": None if lr.is_cpu else lr,
-            "weight_decay": float(weight_decay),
-            "scale": float(scale),
+            "decay": decay,
+            "step": steps[part.first],
+            "lr": rate,
             "found_inf": found_inf,
             "COUNT": len(part.addresses[0]),
             "PARAM": TYPES[params[0].dtype],
@@ -67,6 +65,17 @@ def plan(
     return launches
 
 
+def factors(lr: Tensor, weight_decay: float, scales: list[float]) -> tuple[float, list[float]]:
+    """What `factors_at` takes: 1 - lr weight_decay and every lr scale, or weight_decay and scales.
+
+    A rate on the CPU is read here, in double; one on the device by the kernel.
+    """
+    if not lr.is_cpu:
+        return float(weight_decay), [float(scale) for scale in scales]
+    rate = lr.item()
+    return float(1 - rate * weight_decay), [float(rate * scale) for scale in scales]
+
+
 @triton.jit
 def apply_kernel(
     parameters,
@@ -77,8 +86,6 @@ def apply_kernel(
     decay,
     step,
     lr,
-    weight_decay,
-    scale,
     found_inf,
     COUNT: tl.constexpr,
     PARAM: tl.constexpr,
@@ -87,18 +94,32 @@ def apply_kernel(
     TILE_ROWS: tl.constexpr,
     TILE_COLS: tl.constexpr,
 ):
-    """Program (tile, entry). With lr on the device, `decay` and `step` are computed from it."""
-    if lr is not None:
-        rate = tl.load(lr).to(tl.float64)
-        decay = (1.0 - rate * weight_decay).to(tl.float32)
-        step = (rate * scale).to(tl.float32)
+    """Program (tile, entry)."""
+    rate = None if lr is None else tl.load(lr).to(tl.float64)
+    decay, step = factors_at(rate, decay, step)
     entry = tl.program_id(1)
     row, col, mask = tile_indices(tl.program_id(0), rows, cols, TILE_ROWS, TILE_COLS)
     param_at = pick_pointer(parameters, entry, COUNT, PARAM, ALIGNED) + row * strides[0][0] + col * strides[0][1]
     update_at = pick_pointer(updates, entry, COUNT, UPDATE, ALIGNED) + row * strides[1][0] + col * strides[1][1]
-    param = tl.load(param_at, mask, 0.0).to(tl.float32)
+    param = tl.load(param_at, mask, 0.0)
     update = tl.load(update_at, mask, 0.0).to(tl.float32)
-    new = param * decay - step * update
+    tl.store(param_at, stepped(param, update, decay, step, found_inf), mask)
+
+
+@triton.jit
+def factors_at(rate, decay, step):
+    """1 - lr weight_decay and lr scale; at a rate from the device they are made of what `factors` gives for them."""
+    if rate is not None:
+        decay = (1.0 - rate * decay).to(tl.float32)
+        step = (rate * step).to(tl.float32)
+    return decay, step
+
+
+@triton.jit
+def stepped(param, update, decay, step, found_inf):
+    """New values of parameters from float32 updates. What is fused is said, so that all kernels round alike."""
+    old = param.to(tl.float32)
+    new = tl.fma(old, decay, update * step * -1.0)
     if found_inf is not None:
-        new = tl.where(tl.load(found_inf) != 0, param, new)
-    tl.store(param_at, new.to(PARAM), mask)
+        new = tl.where(tl.load(found_inf) != 0, old, new)
+    return new.to(param.dtype)

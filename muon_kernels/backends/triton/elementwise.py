@@ -97,10 +97,10 @@ def runs(names: str, lists: Sequence[Sequence[Tensor]], labels: Sequence[object]
             raise ValueError(f"{names} at index {start} {error}") from None
         for first in range(start, end, MAX_TENSORS):
             last = min(end, first + MAX_TENSORS)
-            yield Run(first, last - first, cut, wide, tuple([_table(column[first:last]) for column in addresses]))
+            yield Run(first, last - first, cut, wide, tuple([table(column[first:last]) for column in addresses]))
 
 
-def _table(addresses: list[int]) -> tuple[int, ...]:
+def table(addresses: list[int]) -> tuple[int, ...]:
     """Addresses in few lengths, so that few kernels are compiled, and each by `unspecialized`."""
     length = next(size for size in (1, 8, MAX_TENSORS) if size >= len(addresses))
     odd = [2 * address + 1 for address in addresses]

@@ -1,4 +1,4 @@
-"""What the two products share: a problem list as kernel arguments, and one tile's sum over k.
+"""What the products share: a problem list as kernel arguments, and one tile's sum over k.
 
 A launch takes up to MAX_ENTRIES entries of a problem list, each a batch of equal matrices. Entries travel by value as
 tuples, so a captured CUDA graph holds them and nothing is uploaded. Entries share a launch if they share a tile
@@ -15,6 +15,7 @@ Offsets are 64 bit. A tile's sum over k has one order, whatever the tile's size 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,16 @@ _INTERPRETED = (80, 108)
 """The card that the interpreter stands for: compute capability and multiprocessors."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What entries that share a launch have in common."""
+
+    config: GemmConfig
+    even_k: bool
+    layouts: tuple[Layout, ...]
+    """Of a, b and whatever belongs to the result."""
+
+
 def plan(
     op: str,
     kernel: triton.JITFunction,
@@ -45,68 +56,81 @@ def plan(
     outs: list[Tensor],
     factors: dict[str, float],
 ) -> list[Launch]:
-    """The launches that compute a problem list; `kernel` takes the arguments that `_launch` builds, and `factors`."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, out in enumerate(outs):
-        if out.numel():
-            batch, m, n = out.shape
-            k = a[i].shape[2]
-            operands = (a[i], b[i], c[i], out) if c else (a[i], b[i], out)
-            layout = tuple(_layout(x) for x in operands)
-            wide = layout[0].wide and layout[1].wide
-            described = layout[0].described and layout[1].described
-            config = _config(op, batch, m, n, k, a[i].dtype, out.device, wide, described) or NARROW
-            groups.setdefault((config, k % config.block_k == 0, layout), []).append(i)
+    """The launches that compute a problem list; `kernel` takes the arguments that `launch` builds, and `factors`."""
     launches = []
-    for (config, even_k, layout), members in groups.items():
-        constants = {
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "BLOCK_K": config.block_k,
-            "GROUP": config.group,
-            "EVEN_K": even_k,
-            "PROGRAMS": config.programs,
-            "TRANS_A": layout[0].unit == 0,
-            "TRANS_B": layout[1].unit == 0,
-        }
+    layouts = [tuple([layout(x) for x in results]) for results in zip(*([c, outs] if c else [outs]), strict=True)]
+    for kind, members in kinds(op, a, b, layouts).items():
         for first in range(0, len(members), MAX_ENTRIES):
             chosen = members[first : first + MAX_ENTRIES]
-            launches.append(_launch(op, kernel, config, a, b, c, outs, chosen, factors, constants))
+            results = {"c": _fields(c, chosen) if c else None, "out": _fields(outs, chosen)}
+            launches.append(launch(op, kernel, kind, a, b, chosen, results, factors))
     return launches
 
 
-def _launch(
+def kinds(op: str, a: list[Tensor], b: list[Tensor], layouts: Sequence[tuple[Layout, ...]]) -> dict[Kind, list[int]]:
+    """Indices of the entries of a problem list by kind; those with an empty result are left out.
+
+    Args:
+        op: whose configurations are used.
+        layouts: of each entry, those of what belongs to its result.
+    """
+    groups: dict[Kind, list[int]] = {}
+    for i, (left, right, others) in enumerate(zip(a, b, layouts, strict=True)):
+        batch, m, k = left.shape
+        n = right.shape[2]
+        if batch * m * n:
+            one, other = layout(left), layout(right)
+            wide = one.wide and other.wide
+            described = one.described and other.described
+            config = _config(op, batch, m, n, k, left.dtype, left.device, wide, described) or NARROW
+            groups.setdefault(Kind(config, k % config.block_k == 0, (one, other, *others)), []).append(i)
+    return groups
+
+
+def launch(
     op: str,
     kernel: triton.JITFunction,
-    config: GemmConfig,
+    kind: Kind,
     a: list[Tensor],
     b: list[Tensor],
-    c: list[Tensor],
-    outs: list[Tensor],
     chosen: list[int],
-    factors: dict[str, float],
-    constants: dict[str, int],
+    results: dict[str, Any],
+    factors: dict[str, Any],
 ) -> Launch:
+    """One launch for the chosen entries; `results` are the kernel's arguments before the sizes, `factors` after."""
+    config = kind.config
     sizes = []
     end = 0
     for i in chosen:
-        batch, m, n = outs[i].shape
+        batch, m, k = a[i].shape
+        n = b[i].shape[2]
         end += batch * tile_count(op, config, m, n)
-        sizes.append((m, n, a[i].shape[2], unspecialized(end)))
+        sizes.append((m, n, k, unspecialized(end)))
     if end >= 2**31:
         raise ValueError(f"a launch may have fewer than 2^31 tiles, got {end}")
     arguments = {
-        "a": tuple((a[i], *a[i].stride()) for i in chosen),
-        "b": tuple((b[i], *b[i].stride()) for i in chosen),
-        "c": tuple((c[i], *c[i].stride()) for i in chosen) if c else None,
-        "out": tuple((outs[i], *outs[i].stride()) for i in chosen),
+        "a": _fields(a, chosen),
+        "b": _fields(b, chosen),
+        **results,
         "sizes": tuple(sizes),
         **factors,
         "ENTRIES": len(chosen),
-        **constants,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP": config.group,
+        "EVEN_K": kind.even_k,
+        "PROGRAMS": config.programs,
+        "TRANS_A": kind.layouts[0].unit == 0,
+        "TRANS_B": kind.layouts[1].unit == 0,
     }
-    programs = min(end, config.programs * _card(outs[0].device)[1]) if config.programs else end
+    programs = min(end, config.programs * _card(a[chosen[0]].device)[1]) if config.programs else end
     return Launch(kernel, (programs,), arguments, config.warps, config.stages, config.registers)
+
+
+def _fields(tensors: list[Tensor], chosen: list[int]) -> tuple[tuple[Any, ...], ...]:
+    """An operand of the chosen entries as kernels take it."""
+    return tuple([(tensors[i], *tensors[i].stride()) for i in chosen])
 
 
 def _config(
@@ -145,7 +169,7 @@ class Layout:
         return self.unit is not None and self.aligned and self.even[self.unit]
 
 
-def _layout(x: Tensor) -> Layout:
+def layout(x: Tensor) -> Layout:
     strides = x.stride()
     unit = 1 if strides[2] == 1 else 0 if strides[1] == 1 else None
     # Triton knows of an integer only whether 16 divides it.
@@ -157,7 +181,7 @@ def _layout(x: Tensor) -> Layout:
 
 
 @triton.jit
-def _pick(entries, FIELD: tl.constexpr, entry, ENTRIES: tl.constexpr):
+def pick(entries, FIELD: tl.constexpr, entry, ENTRIES: tl.constexpr):
     """entries[entry][FIELD], for an entry that only the running program knows."""
     value = entries[0][FIELD]
     for i in tl.static_range(1, ENTRIES):
@@ -181,15 +205,15 @@ def find_entry(sizes, ENTRIES: tl.constexpr):
 @triton.jit
 def pick_sizes(sizes, entry, ENTRIES: tl.constexpr):
     """m, n, k of an entry."""
-    return _pick(sizes, 0, entry, ENTRIES), _pick(sizes, 1, entry, ENTRIES), _pick(sizes, 2, entry, ENTRIES)
+    return pick(sizes, 0, entry, ENTRIES), pick(sizes, 1, entry, ENTRIES), pick(sizes, 2, entry, ENTRIES)
 
 
 @triton.jit
 def pick_matrix(operand, entry, batch, ENTRIES: tl.constexpr):
     """Address, row stride and column stride of matrix `batch` of an entry."""
-    start = _pick(operand, 0, entry, ENTRIES)
-    start += batch.to(tl.int64) * _pick(operand, 1, entry, ENTRIES)
-    return start, _pick(operand, 2, entry, ENTRIES), _pick(operand, 3, entry, ENTRIES)
+    start = pick(operand, 0, entry, ENTRIES)
+    start += batch.to(tl.int64) * pick(operand, 1, entry, ENTRIES)
+    return start, pick(operand, 2, entry, ENTRIES), pick(operand, 3, entry, ENTRIES)
 
 
 @triton.jit
@@ -203,7 +227,7 @@ def share_of_entry(sizes, entry, begin, ENTRIES: tl.constexpr):
 
     Programs take tiles in turn, on through all entries, so that no two entries' rests fall to the same programs.
     """
-    end = (_pick(sizes, 3, entry, ENTRIES) >> 1).to(tl.int32)
+    end = (pick(sizes, 3, entry, ENTRIES) >> 1).to(tl.int32)
     programs = tl.num_programs(0)
     return end - begin, (tl.program_id(0) - begin % programs + programs) % programs
 
@@ -221,13 +245,13 @@ def describe(
     BLOCK_COLS: tl.constexpr,
 ):
     """The descriptor of an entry's matrices as they lie in memory: the transposed ones if TRANS."""
-    start = _pick(operand, 0, entry, ENTRIES)
-    stride = _pick(operand, 1, entry, ENTRIES).to(tl.int64)
+    start = pick(operand, 0, entry, ENTRIES)
+    stride = pick(operand, 1, entry, ENTRIES).to(tl.int64)
     if TRANS:
-        col = _pick(operand, 3, entry, ENTRIES).to(tl.int64)
+        col = pick(operand, 3, entry, ENTRIES).to(tl.int64)
         return tl.make_tensor_descriptor(start, [batch, cols, rows], [stride, col, 1], [1, BLOCK_COLS, BLOCK_ROWS])
     else:
-        row = _pick(operand, 2, entry, ENTRIES).to(tl.int64)
+        row = pick(operand, 2, entry, ENTRIES).to(tl.int64)
         return tl.make_tensor_descriptor(start, [batch, rows, cols], [stride, row, 1], [1, BLOCK_ROWS, BLOCK_COLS])
 
 

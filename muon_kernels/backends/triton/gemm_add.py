@@ -58,6 +58,45 @@ def gemm_add_kernel(
     TRANS_A: tl.constexpr,
     TRANS_B: tl.constexpr,
 ):
+    tiles_of_products(
+        a,
+        b,
+        sizes,
+        (c, out, alpha, beta),
+        _store,
+        ENTRIES,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        GROUP,
+        EVEN_K,
+        PROGRAMS,
+        TRANS_A,
+        TRANS_B,
+    )
+
+
+@triton.jit
+def tiles_of_products(
+    a,
+    b,
+    sizes,
+    arguments,
+    STORE: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    TRANS_A: tl.constexpr,
+    TRANS_B: tl.constexpr,
+):
+    """Hands every tile of the products that is this program's to `STORE`, a function like `_store` below.
+
+    It must not branch: a tile's loads run while the tile before is stored.
+    """
     if PROGRAMS:
         # With one program a multiprocessor, a tile's first loads have to run while the tile before is stored.
         FLATTEN: tl.constexpr = PROGRAMS == 1
@@ -75,7 +114,7 @@ def gemm_add_kernel(
                     total = described_product_tile(
                         a_blocks, b_blocks, batch, row, col, k, BLOCK_M, BLOCK_N, BLOCK_K, TRANS_A, TRANS_B
                     )
-                    _store(total, entry, batch, row, col, m, n, c, out, alpha, beta, ENTRIES, BLOCK_M, BLOCK_N)
+                    STORE(total, entry, batch, row, col, m, n, arguments, ENTRIES, BLOCK_M, BLOCK_N)
             begin += count
     else:
         entry, tile = find_entry(sizes, ENTRIES)
@@ -88,7 +127,7 @@ def gemm_add_kernel(
         a, a_row, a_col = pick_matrix(a, entry, batch, ENTRIES)
         b, b_row, b_col = pick_matrix(b, entry, batch, ENTRIES)
         total = product_tile(a, a_row, a_col, b, b_row, b_col, rows, cols, m, n, k, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
-        _store(total, entry, batch, row, col, m, n, c, out, alpha, beta, ENTRIES, BLOCK_M, BLOCK_N)
+        STORE(total, entry, batch, row, col, m, n, arguments, ENTRIES, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -111,15 +150,13 @@ def _store(
     col,
     m,
     n,
-    c,
-    out,
-    alpha,
-    beta,
+    arguments,
     ENTRIES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Stores a tile of a b at (row, col), with the other term added."""
+    c, out, alpha, beta = arguments
     rows = row + tl.arange(0, BLOCK_M)
     cols = col + tl.arange(0, BLOCK_N)
     mask = (rows < m)[:, None] & (cols < n)[None, :]
