@@ -19,13 +19,15 @@ from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.runtime import driver
 
 from muon_kernels.backends import configs
 from muon_kernels.backends.configs import GemmConfig
-from muon_kernels.backends.triton import apply, gemm, gemm_add, normalize, prologue, symm_gemm
+from muon_kernels.backends.triton import apply, gemm, gemm_add, gemm_apply, normalize, prologue, symm_gemm
+from muon_kernels.backends.triton.elementwise import MAX_TENSORS
 from muon_kernels.backends.triton.launch import Launch
 
 ALLOWED_SPILL = 64
@@ -34,6 +36,9 @@ ALLOWED_SPILL = 64
 WIDE_SPILL = 384
 """The same of symm_gemm on sm90, where a tile and its mirror image are in registers outside the loop: 208 to 362 of
 wide tiles with a summand, and 104 where two programs of 8 warps share a multiprocessor."""
+
+CONFIGURED = {"symm_gemm": "symm_gemm", "gemm_add": "gemm_add", "gemm_apply": "gemm_add"}
+"""The products, and the op whose configurations each takes."""
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
@@ -89,21 +94,36 @@ def resources(compiled: Any, sm: int) -> Resources:
 
 
 def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
-    """What the chains launch: X X^T, a polynomial in it, and a product with X, for wide and for transposed X."""
+    """What the chains launch: X X^T, a polynomial in it, and a product with X, for wide and for transposed X; and what
+    ends them: that product with parameters, in float32 and, stored transposed, in bfloat16."""
     with mock.patch.object(gemm, "_config", lambda *args: config):
         for x in (torch.empty(2, 256, 1024, dtype=dtype), torch.empty(2, 1024, 256, dtype=dtype).mT):
             gram = torch.empty(2, 256, 256, dtype=dtype)
             yield from symm_gemm.plan([x], [x.mT], [], [gram], alpha=1.0, beta=0.0, delta=0.0)
             yield from symm_gemm.plan([gram], [gram], [gram], [gram], alpha=2.0, beta=0.5, delta=0.0)
             yield from gemm_add.plan([gram], [x], [x], [x], alpha=2.0, beta=0.5)
+            rows, cols = torch.empty(256, 1024), torch.empty(1024, 256, dtype=torch.bfloat16).mT
+            for param in (rows, cols) if x.is_contiguous() else (rows,):
+                yield from stepped([gram], [x], [param] * 2)
+
+
+def stepped(a: list[Tensor], b: list[Tensor], params: list[Tensor]) -> Iterator[Launch]:
+    """gemm_apply with the learning rate, as if that were one, on the device."""
+    scalar = torch.empty(1)
+    options = {"weight_decay": 0.1, "scales": [1.0] * len(params), "found_inf": scalar}
+    with mock.patch.object(torch.Tensor, "is_cpu", False):
+        yield from gemm_apply.plan(a, b, params, lr=scalar, **options)
 
 
 def mixed_products(dtype: torch.dtype) -> Iterator[Launch]:
-    """A list of as many entries as one launch takes, with extents that no load can be wide for."""
+    """As many entries as one launch takes, with extents that no load can be wide for; and as many parameters."""
     xs = [torch.empty(2, 33 + 2 * i, 71, dtype=dtype) for i in range(gemm.MAX_ENTRIES)]
     grams = [torch.empty(2, x.shape[1], x.shape[1], dtype=dtype) for x in xs]
     yield from symm_gemm.plan(xs, [x.mT for x in xs], grams, grams, alpha=1.0, beta=0.0, delta=0.0)
     yield from gemm_add.plan(grams, xs, xs, xs, alpha=1.0, beta=0.0)
+    yield from stepped(grams, xs, [torch.empty(x.shape[1:]) for x in xs for _ in range(2)])
+    matrices = torch.empty(MAX_TENSORS, 64, 64, dtype=dtype)
+    yield from stepped([matrices], [matrices], list(matrices.float().unbind(0)))
 
 
 def elementwise(dtype: torch.dtype, count: int = 64) -> Iterator[Launch]:
@@ -125,8 +145,8 @@ def elementwise(dtype: torch.dtype, count: int = 64) -> Iterator[Launch]:
 
 def every_launch(sm: int) -> Iterator[Launch]:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        for op in ("symm_gemm", "gemm_add"):
-            for candidate in configs.candidates(op, dtype.itemsize, sm):
+        for op, configured in CONFIGURED.items():
+            for candidate in configs.candidates(configured, dtype.itemsize, sm):
                 for launch in products(candidate.config, dtype):
                     if launch.kernel.__name__.startswith(op):
                         yield launch

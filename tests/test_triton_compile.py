@@ -12,15 +12,15 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from compile_triton import CAPABILITIES, elementwise, products, resources, target
+from compile_triton import CAPABILITIES, CONFIGURED, elementwise, products, resources, target
 
 from muon_kernels.backends import configs
 
 
 @pytest.mark.parametrize("sm", CAPABILITIES)
-@pytest.mark.parametrize("op", ["symm_gemm", "gemm_add"])
+@pytest.mark.parametrize("op", CONFIGURED)
 def test_products_fit(op, sm):
-    candidates = [candidate.config for candidate in configs.candidates(op, 2, sm)]
+    candidates = [candidate.config for candidate in configs.candidates(CONFIGURED[op], 2, sm)]
     # One with pointers and, where there is one, one with descriptors.
     for config in {bool(config.programs): config for config in reversed(candidates)}.values():
         with target(sm):

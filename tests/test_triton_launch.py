@@ -19,7 +19,17 @@ from triton.runtime import _allocation, driver
 
 from muon_kernels.backends.configs import GemmConfig
 from muon_kernels.backends.products import one_by_one
-from muon_kernels.backends.triton import apply, chains, gemm, gemm_add, normalize, prologue, symm_gemm, warm_up
+from muon_kernels.backends.triton import (
+    apply,
+    chains,
+    gemm,
+    gemm_add,
+    gemm_apply,
+    normalize,
+    prologue,
+    symm_gemm,
+    warm_up,
+)
 from muon_kernels.backends.triton.launch import _scratch
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
@@ -96,6 +106,18 @@ def test_elementwise_launches_hold_the_addresses_of_each_call():
             assert [odd >> 1 for odd in table[:3]] == [t.data_ptr() for t in tensors]
 
 
+def test_gemm_apply_launches_hold_the_addresses_of_each_call():
+    options = {"lr": torch.tensor(0.1), "weight_decay": 0.0, "scales": [1.0] * 3, "found_inf": None}
+    for _ in range(2):
+        a, b = torch.empty(3, 16, 16).half(), torch.empty(3, 16, 32).half()
+        params = [torch.empty(16, 32) for _ in range(3)]
+        call = lambda a=a, b=b, params=params: gemm_apply.gemm_apply([a], [b], params, **options)  # noqa: E731
+        ((name, _, arguments),) = launched(call)
+        assert name == "gemm_apply_kernel"
+        assert [operand[0][0] for operand in arguments[:2]] == [a.data_ptr(), b.data_ptr()]
+        assert [odd >> 1 for odd in arguments[2][:3]] == [param.data_ptr() for param in params]
+
+
 def elementwise():
     """Launches that differ in one thing that Triton compiles a kernel for, or in none."""
     options = {"momentum": 0.9, "nesterov": True, "ema": True, "maximize": False, "grad_scale": None, "found_inf": None}
@@ -134,7 +156,24 @@ def products():
             yield from symm_gemm.plan([x], [x.mT], c, [out], alpha=1.0, beta=0.5, delta=float(cols))
 
 
-@pytest.mark.parametrize("plan", [elementwise, products])
+def stepped_products():
+    scalar = torch.empty(1)
+    for rate, scales, cols, dtype, param in [
+        (0.1, [1.0, 1.0], 32, torch.float16, torch.empty(16, 32)),
+        (0.2, [1.0, 3.0], 32, torch.float16, torch.empty(16, 32)),
+        (0.1, [1.0, 1.0], 32, torch.bfloat16, torch.empty(16, 32)),
+        (0.1, [1.0, 1.0], 32, torch.float16, torch.empty(16, 32).half()),
+        (0.1, [1.0, 1.0], 32, torch.float16, torch.empty(16, 33)[:, 1:]),
+        (0.1, [1.0, 1.0], 32, torch.float16, torch.empty(32, 16).mT),
+        (0.1, [1.0, 1.0], 31, torch.float16, torch.empty(16, 31)),
+    ]:
+        a, b = torch.empty(2, 16, 48, dtype=dtype), torch.empty(2, 48, cols, dtype=dtype)
+        for found_inf in (None, scalar):
+            options = {"lr": torch.tensor(rate), "weight_decay": 0.1, "scales": scales, "found_inf": found_inf}
+            yield from gemm_apply.plan([a], [b], [param, param], **options)
+
+
+@pytest.mark.parametrize("plan", [elementwise, products, stepped_products])
 def test_a_launch_finds_the_kernel_that_triton_would(plan):
     found = []
     for launch in plan():

@@ -1,6 +1,6 @@
 """gemm_apply: p <- (1 - lr weight_decay) p - lr scale a b: gemm_add's kernel, with `apply` where that stores.
 
-Products are rounded to the operands' dtype before they meet the parameters: every bit is as `gemm_add` and `apply` leave
+Products are rounded to the operands' dtype before they meet the parameters: every bit is as `gemm_add` and `apply` have
 it. Parameters are tensors of their own, whose addresses travel like those of the elementwise ops; matrices of a batch
 whose parameters differ in strides, alignment or scale become entries of their own.
 """
@@ -22,8 +22,9 @@ from .gemm import pick, pointers
 from .gemm_add import tiles_of_products
 from .launch import ALIGNMENT, Launch, run, unspecialized
 
-MOST_COLUMNS = tl.constexpr(64)
-"""Of a piece of a tile."""
+PIECE = tl.constexpr(256)
+"""Bytes of a row of parameters that are in registers at once, beside the tile of the product in 16 bit: with twice as
+many, tiles of 128 x 256 spill, and fewer of the small ones fit on a multiprocessor."""
 
 
 def gemm_apply(
@@ -204,7 +205,7 @@ def _step_pieces(
     BLOCK_N: tl.constexpr,
 ):
     """One after the other, as a whole tile and its parameters would not fit in registers."""
-    if BLOCK_N > MOST_COLUMNS:
+    if BLOCK_N * start.dtype.element_ty.primitive_bitwidth > 8 * PIECE:
         HALF: tl.constexpr = BLOCK_N // 2
         left, right = tl.split(update.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1))
         _step_pieces(left, start, row_stride, col_stride, row, col, m, n, decay, step, found_inf, BLOCK_M, HALF)
