@@ -160,6 +160,7 @@ def stepped_products():
     scalar = torch.empty(1)
     for rate, scales, cols, dtype, param in [
         (0.1, [1.0, 1.0], 32, torch.float16, torch.empty(16, 32)),
+        (0.2, [2.0, 2.0], 32, torch.float16, torch.empty(16, 32)),
         (0.2, [1.0, 3.0], 32, torch.float16, torch.empty(16, 32)),
         (0.1, [1.0, 1.0], 32, torch.bfloat16, torch.empty(16, 32)),
         (0.1, [1.0, 1.0], 32, torch.float16, torch.empty(16, 32).half()),

@@ -95,7 +95,7 @@ def apply_kernel(
     TILE_COLS: tl.constexpr,
 ):
     """Program (tile, entry)."""
-    rate = None if lr is None else tl.load(lr).to(tl.float64)
+    rate = lr if lr is None else tl.load(lr).to(tl.float64)
     decay, step = factors_at(rate, decay, step)
     entry = tl.program_id(1)
     row, col, mask = tile_indices(tl.program_id(0), rows, cols, TILE_ROWS, TILE_COLS)

@@ -140,12 +140,21 @@ def gemm_apply_kernel(
     TRANS_B: tl.constexpr,
 ):
     """targets: of each entry, the place of its first parameter in `parameters`, row and column stride, and step."""
-    rate = None if lr is None else tl.load(lr).to(tl.float64)
     tiles_of_products(
         a,
         b,
         sizes,
-        (parameters, targets, decay, rate, found_inf, COUNT, PARAM, UPDATE, ALIGNED),
+        (
+            parameters,
+            targets,
+            decay,
+            lr if lr is None else tl.load(lr).to(tl.float64),
+            found_inf,
+            COUNT,
+            PARAM,
+            UPDATE,
+            ALIGNED,
+        ),
         _step,
         ENTRIES,
         BLOCK_M,
