@@ -95,7 +95,7 @@ def resources(compiled: Any, sm: int) -> Resources:
 
 def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
     """What the chains launch: X X^T, a polynomial in it, and a product with X, for wide and for transposed X; and what
-    ends them: that product with parameters, in float32 and, stored transposed, in bfloat16."""
+    ends them: that product with parameters, in float32 and, stored as X is, in bfloat16."""
     with mock.patch.object(gemm, "_config", lambda *args: config):
         for x in (torch.empty(2, 256, 1024, dtype=dtype), torch.empty(2, 1024, 256, dtype=dtype).mT):
             gram = torch.empty(2, 256, 256, dtype=dtype)
@@ -103,8 +103,7 @@ def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
             yield from symm_gemm.plan([gram], [gram], [gram], [gram], alpha=2.0, beta=0.5, delta=0.0)
             yield from gemm_add.plan([gram], [x], [x], [x], alpha=2.0, beta=0.5)
             rows, cols = torch.empty(256, 1024), torch.empty(1024, 256, dtype=torch.bfloat16).mT
-            for param in (rows, cols) if x.is_contiguous() else (rows,):
-                yield from stepped([gram], [x], [param] * 2)
+            yield from stepped([gram], [x], [rows if x.is_contiguous() else cols] * 2)
 
 
 def stepped(a: list[Tensor], b: list[Tensor], params: list[Tensor]) -> Iterator[Launch]:

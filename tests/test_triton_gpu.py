@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 
 from muon_kernels.backends import configs
 from muon_kernels.backends.device import capability
-from muon_kernels.backends.triton import gemm, gemm_add, symm_gemm, warm_up
+from muon_kernels.backends.products import stored_first
+from muon_kernels.backends.triton import apply, gemm, gemm_add, symm_gemm, warm_up
 
 pytestmark = pytest.mark.gpu
 
@@ -128,6 +129,52 @@ def test_elementwise_beyond_2_31_elements(huge_tensors):
     assert not far.any()
 
 
+def step_problem(shapes, dtype, param_dtype):
+    """What ends a chain: factor times X for a wide X, X times the factor's transpose for a tall one; parameters."""
+    a, b, params = [], [], []
+    for count, rows, cols in shapes:
+        x, factor = randn(count, rows, cols, dtype=dtype), randn(count, *[min(rows, cols)] * 2, dtype=dtype)
+        a.append(x if rows > cols else factor)
+        b.append(factor.mT if rows > cols else x)
+        params += [torch.randn(rows, cols, device="cuda", dtype=param_dtype) for _ in range(count)]
+    return a, b, params
+
+
+@pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemm_apply_has_the_bits_of_product_and_apply(dtype, param_dtype):
+    shapes = [(48, 768, 768), (3, 768, 3072), (3, 3072, 768), (2, 2048, 8192), (5, 200, 77), (70, 64, 128)]
+    a, b, params = step_problem(shapes, dtype, param_dtype)
+    for i in (1, 50, 52, 55, 57):
+        params[i] = torch.randn(*params[i].mT.shape, device="cuda", dtype=param_dtype).mT
+    params[58] = torch.randn(200, 154, device="cuda", dtype=param_dtype)[:, ::2]
+    expected = [p.clone() for p in params]
+    options = {"lr": torch.tensor(0.3, device="cuda"), "weight_decay": 0.1, "scales": [0.5] * len(params)}
+    stored_first(gemm_add.gemm_add, apply.apply)(a, b, expected, **options, found_inf=None)
+    ops.gemm_apply(a, b, params, **options)
+    assert all(torch.equal(*pair) and pair[0].isfinite().all() for pair in zip(params, expected, strict=True))
+
+
+def test_gemm_apply_stores_no_product():
+    a, b, params = step_problem([(7, 2048, 8192)], torch.float16, torch.bfloat16)
+    lr = torch.tensor(0.1, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.gemm_apply(a, b, params, lr=lr, scales=[1.0] * len(params))
+    assert torch.cuda.max_memory_allocated() - before < 2**20
+
+
+def test_parameters_beyond_2_31_elements(huge_tensors):
+    a, b, near = step_problem([(1, 80, 80)], torch.float16, torch.float16)
+    far = torch.zeros(79 * (2**25 + 16) + 80, dtype=torch.float16, device="cuda").as_strided((80, 80), (2**25 + 16, 1))
+    for param in (far, far.mT):
+        param.copy_(near[0])
+        expected = [near[0].clone()]
+        ops.gemm_apply(a, b, expected, lr=0.1, scales=[1.0])
+        ops.gemm_apply(a, b, [param], lr=0.1, scales=[1.0])
+        assert torch.equal(param, expected[0])
+
+
 def whole_step(params, grads, momenta, lr):
     """Every op once and a chain of products, as one optimizer step has them."""
     batch = torch.empty(len(params), *params[0].shape, dtype=torch.bfloat16, device=params[0].device)
@@ -139,7 +186,9 @@ def whole_step(params, grads, momenta, lr):
     ops.symm_gemm([x], [x.mT], [], [gram], delta=0.1)
     out = torch.empty_like(x)
     ops.gemm_add([gram], [x], [x], [out], alpha=-0.5, beta=1.5)
-    ops.apply(params, list(out.unbind(0)), lr=lr, weight_decay=0.1, scales=[2.0] * len(params))
+    options = {"lr": lr, "weight_decay": 0.1, "scales": [2.0] * len(params)}
+    ops.apply(params, list(out.unbind(0)), **options)
+    ops.gemm_apply([gram], [out], params, **options)
 
 
 def step_inputs(count=70, device="cuda"):
@@ -244,6 +293,7 @@ def test_the_promised_kernels_run():
         "symm_gemm_kernel": 1,
         "gemm_add_kernel": 1,
         "apply_kernel": 2,
+        "gemm_apply_kernel": 2,
     }
     assert {name: ran.count(name) for name in set(ran) if "memset" not in name.lower()} == expected
 
