@@ -23,6 +23,7 @@ from muon_kernels.backends.configs import GemmConfig
 from muon_kernels.backends.products import one_by_one, stored_first
 from muon_kernels.backends.triton import apply, chains, gemm, gemm_add, gemm_apply, symm_gemm
 from muon_kernels.backends.triton.elementwise import MAX_TENSORS
+from muon_kernels.backends.triton.launch import run
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -513,11 +514,14 @@ def test_gemm_apply(dtype, param_dtype, on_device, forced, monkeypatch):
     check_gemm_apply(p.a, p.b, params, lr=lr, scales=scales, found_inf=found_inf)
 
 
-def test_gemm_apply_with_more_parameters_and_entries_than_one_launch_takes():
-    xs = [torch.randn(1, 8, 4 + i, device=DEVICE).half() for i in range(gemm.MAX_ENTRIES + 3)]
+def test_gemm_apply_with_more_parameters_and_entries_than_one_launch_takes(monkeypatch):
+    launched = []
+    monkeypatch.setattr(gemm_apply, "run", lambda launches, device: launched.extend(launches) or run(launches, device))
+    xs = [torch.randn(1, 8, 17 + i, device=DEVICE).half() for i in range(gemm.MAX_ENTRIES + 3)]
     xs.append(torch.randn(MAX_TENSORS + 6, 3, 5, device=DEVICE).half())
     factors = [torch.randn(len(x), *[x.shape[1]] * 2, device=DEVICE).half() for x in xs]
     check_gemm_apply(factors, xs, params_for(factors, xs, torch.float32, ["contiguous"]))
+    assert [launch.arguments["ENTRIES"] for launch in launched] == [gemm.MAX_ENTRIES, 3, 1, 1]
 
 
 @pytest.mark.parametrize("config", [replace(SQUARE_DESCRIBED, block_n=128), WIDE_DESCRIBED])

@@ -93,9 +93,9 @@ def tiles_of_products(
     TRANS_A: tl.constexpr,
     TRANS_B: tl.constexpr,
 ):
-    """Hands every tile of the products that is this program's to `STORE`, a function like `_store` below.
+    """Hands each tile of the products that is this program's to `STORE`, a function like `_store`, with its `arguments`.
 
-    It must not branch: a tile's loads run while the tile before is stored.
+    It must not branch, or a tile's loads wait for the tile before.
     """
     if PROGRAMS:
         # With one program a multiprocessor, a tile's first loads have to run while the tile before is stored.

@@ -89,7 +89,7 @@ def plan(
 
 
 def _entries(a: list[Tensor], b: list[Tensor], looks: Sequence[object]) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Matrices of an entry whose parameters look alike, as many as a table holds, and the first one's parameter."""
+    """Cuts entries into matrices whose parameters look alike, at most what a table holds, with the first one's index."""
     start = 0
     for left, right in zip(a, b, strict=True):
         first = start
@@ -103,7 +103,7 @@ def _entries(a: list[Tensor], b: list[Tensor], looks: Sequence[object]) -> Itera
 
 
 def _cut(members: list[int], batches: list[Tensor]) -> Iterator[list[int]]:
-    """Members by launches."""
+    """Members by launches: a table holds the parameters of all entries."""
     chosen: list[int] = []
     matrices = 0
     for i in members:
