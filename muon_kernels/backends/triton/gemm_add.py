@@ -93,7 +93,7 @@ def tiles_of_products(
     TRANS_A: tl.constexpr,
     TRANS_B: tl.constexpr,
 ):
-    """Hands each tile of the products that is this program's to `STORE`, a function like `_store`, with its `arguments`.
+    """Hands every tile that is this program's to `STORE`, a function like `_store`, with the `arguments` of its own.
 
     It must not branch, or a tile's loads wait for the tile before.
     """

@@ -89,7 +89,7 @@ def plan(
 
 
 def _entries(a: list[Tensor], b: list[Tensor], looks: Sequence[object]) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Cuts entries into matrices whose parameters look alike, at most what a table holds, with the first one's index."""
+    """Cuts entries where their parameters' looks change or a table is full; with the index of the first parameter."""
     start = 0
     for left, right in zip(a, b, strict=True):
         first = start
