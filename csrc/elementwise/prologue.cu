@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<G, M, O, View>)
   const uint32_t chunk = blockIdx.x - table.first_block[t];
   grid_release_dependents();
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes
-  const double sum = block_sum(walk_prologue<G, M, O>(view, chunk, args));
+  const double sum = block_sum(walk_prologue<G, M, O, Use::kAgain>(view, chunk, args));
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 

@@ -17,8 +17,8 @@ __device__ inline float lerp(float a, float b, float weight) {
   return weight < 0.5f ? a + weight * (b - a) : b - (b - a) * (1.0f - weight);
 }
 
-// An Op of walk.cuh. L2 keeps what it writes for the next kernel, not gradients and momenta.
-template <typename G, typename M, typename O>
+// An Op of walk.cuh. kUse: of gradients and momenta; what it writes is for the next kernel.
+template <typename G, typename M, typename O, Use kUse>
 class Prologue {
  public:
   template <int W>
@@ -35,8 +35,8 @@ class Prologue {
 
   template <int W, class Span>
   __device__ Input<W> load(const Span& span) const {
-    return {muon_kernels::load<G, W, 0, Use::kOnce>(data_[0], span),
-            muon_kernels::load<M, W, 1, Use::kOnce>(data_[1], span)};
+    return {muon_kernels::load<G, W, 0, kUse>(data_[0], span),
+            muon_kernels::load<M, W, 1, kUse>(data_[1], span)};
   }
 
   template <int W, class Span>
@@ -58,7 +58,7 @@ class Prologue {
       const double square = to_float(out.value[i]);
       if (span.exists) sumsq_ += square * square;
     }
-    if (!skip_) store<M, W, 1, Use::kOnce>(data_[1], span, input.momentum);
+    if (!skip_) store<M, W, 1, kUse>(data_[1], span, input.momentum);
     store<O, W, 2>(data_[2], span, out);
   }
 
@@ -87,9 +87,9 @@ template <typename G, typename M, typename O, class View>
 constexpr int kBlocks = kNarrow<G, M, O> && std::is_same_v<View, Flat<G, M, O>> ? kNarrowBlocks : kMinBlocks;
 
 // A block's pass over a chunk; the thread's sum of squares.
-template <typename G, typename M, typename O, class View>
+template <typename G, typename M, typename O, Use kUse, class View>
 __device__ double walk_prologue(const View& view, uint32_t chunk, const PrologueArgs& args) {
-  Prologue<G, M, O> op(args, view.data);
+  Prologue<G, M, O, kUse> op(args, view.data);
   walk_chunk<kNarrow<G, M, O> ? 1 : 2>(view, chunk, op);
   return op.sumsq();
 }

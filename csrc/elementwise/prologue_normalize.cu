@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<G, M, Raw, View>)
   bool is_last = false;
   if (blockIdx.x < work.chunks) {
     const View& view = table.view(begun);
-    const double sum = block_sum(walk_prologue<G, M, Raw>(view, blockIdx.x - table.first_block[begun], prologue));
+    const double sum = block_sum(walk_prologue<G, M, Raw, Use::kOnce>(view, blockIdx.x - table.first_block[begun], prologue));
     if (threadIdx.x == 0) {
       work.partials[blockIdx.x] = sum;
       const uint32_t before = Shared(work.progress[begun].chunks).fetch_add(1, cuda::memory_order_acq_rel);
