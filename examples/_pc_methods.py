@@ -51,6 +51,7 @@ def draw_training(rows: list[Row]) -> Figure:
             x[label] = [(t + 1) * shown[0]["test_every"] for t in range(len(curves[label][0]))]
             styles[label] = line(optimizer, 0)._replace(dashes=DASHES[name])
         draw_curves(axes, x, curves, styles)
+        axes.legend(fontsize=10, handlelength=3.5)  # long enough for dashes beside the marker
         axes.set(title=title, xlabel="Training iteration")
     log_y(axes)
     return figure

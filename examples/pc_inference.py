@@ -25,7 +25,7 @@ VARIANTS = {
     "orthogonal": SP | {"parametrisation": "orthogonal"},
     "muPC": SP | {"parametrisation": "mupc", "skips": True, "rate": 0.03},
 }
-QUANTITIES = {"accuracy": "Test accuracy", "condition": r"$\kappa(H_z)$"}
+QUANTITIES = {"accuracy": "test accuracy", "condition": r"$\kappa(H_z)$"}
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ def run(experiment: Experiment, settings: Settings, data: Mnist) -> None:
         )
     ]
     rows = experiment.measure(cells, partial(train, splits=splits), "inference")
-    experiment.save({"methods": draw(rows, settings)}, dpi=70)
+    experiment.save({"methods": draw(rows, settings)}, dpi=72)
 
 
 def draw(rows: list[Row], settings: Settings) -> Figure:
     """Accuracy and condition number over training at the best activity rate: a column a variant, a curve a depth."""
     panels = list(product(settings.activations, QUANTITIES))
-    figure = Figure(figsize=(4 * len(VARIANTS), 3.2 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), len(VARIANTS), squeeze=False, sharey="row")
+    figure = Figure(figsize=(2.7 * len(VARIANTS), 2.2 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), len(VARIANTS), squeeze=False, sharex=True, sharey="row")
     colors = family_colors(len(settings.depths), "width")
     for line_of_axes, (activation, quantity) in zip(grid, panels, strict=True):
-        for axes, (name, variant) in zip(line_of_axes, VARIANTS.items(), strict=True):
+        for axes, variant in zip(line_of_axes, VARIANTS.values(), strict=True):
             curves, x, styles = {}, {}, {}
             for hidden, color in zip(settings.depths, colors, strict=True):
                 some = best(chosen(rows, activation=activation, hidden=hidden, **variant), "activity_rate")
@@ -83,12 +83,17 @@ def draw(rows: list[Row], settings: Settings) -> Figure:
                 empty = CHANCE if quantity == "accuracy" else float("nan")
                 curves[label] = seed_statistics([row[quantity] for row in some], empty=empty)
                 x[label] = [(t + 1) * settings.test_every for t in range(len(curves[label][0]))]
-                styles[label] = Line(color)
+                styles[label] = Line(color, ".")
             draw_curves(axes, x, curves, styles)
-            axes.set_title(f"{name}, {activation}")
             if quantity == "condition":
                 axes.set_yscale("log")
-        line_of_axes[0].set_ylabel(QUANTITIES[quantity])
+                axes.get_legend().remove()  # the curves are those of the panel above
+            else:
+                axes.set_ylim(0, 1)
+                axes.legend(fontsize=9, handlelength=1, framealpha=0.5)
+        line_of_axes[0].set_ylabel(f"{activation}: {QUANTITIES[quantity]}")
+    for axes, name in zip(grid[0], VARIANTS, strict=True):
+        axes.set_title(name)
     for axes in grid[-1]:
         axes.set_xlabel("Training iteration")
     return figure

@@ -78,8 +78,8 @@ def lowest_loss(rows: list[Row]) -> float:
 
 def draw_contours(rows: list[Row], settings: Settings, size: str, values: tuple[int, ...]) -> Figure:
     """Lowest training loss over both learning rates, a column a size, a row an optimizer; a star marks the best."""
-    figure = Figure(figsize=(4.4 * len(values), 3.9 * len(OPTIMIZERS)), layout="constrained")
-    grid = figure.subplots(len(OPTIMIZERS), len(values), squeeze=False)
+    figure = Figure(figsize=(3.2 * len(values), 2.9 * len(OPTIMIZERS)), layout="constrained")
+    grid = figure.subplots(len(OPTIMIZERS), len(values), squeeze=False, sharex=True, sharey=True)
     for line_of_axes, optimizer in zip(grid, OPTIMIZERS, strict=True):
         for axes, value in zip(line_of_axes, values, strict=True):
             some = chosen(rows, optimizer=optimizer, **{size: value})
@@ -87,10 +87,13 @@ def draw_contours(rows: list[Row], settings: Settings, size: str, values: tuple[
                 [lowest_loss(chosen(some, rate=r, activity_rate=a)) for r in settings.rates]
                 for a in settings.activity_rates
             ]
-            draw_rate_contour(axes, table, settings.rates, settings.activity_rates, label="Lowest training loss")
+            draw_rate_contour(axes, table, settings.rates, settings.activity_rates, label="")
             letter = "N" if size == "width" else "H"
             axes.set_title(f"{optimizer}, ${letter}={value}$", pad=12)
-            axes.set(xlabel="Weight learning rate", ylabel="Activity learning rate")
+        line_of_axes[0].set_ylabel("Activity learning rate")
+    for axes in grid[-1]:
+        axes.set_xlabel("Weight learning rate")
+    figure.suptitle("Lowest training loss")
     return figure
 
 
