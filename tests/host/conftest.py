@@ -1,7 +1,6 @@
 """The backend "cuda" without a GPU: csrc/bindings.cpp over csrc/api.h in plain loops on host memory (kernels.cpp)."""
 
 import importlib.util
-import os
 import subprocess
 import sysconfig
 
@@ -14,12 +13,9 @@ from muon_kernels.backends import cuda, cuda_chains, cuda_products, cuda_wave
 
 
 @pytest.fixture(scope="session")
-def host_module(setup_py, tmp_path_factory):
+def host_module(nvcc, tmp_path_factory):
     """The extension module, its kernels replaced."""
     pybind11 = pytest.importorskip("pybind11")
-    nvcc = setup_py.find_nvcc(os.environ)  # a C++ compiler that knows where CUDA's headers are
-    if nvcc is None:
-        pytest.skip("needs nvcc")
     folder = tmp_path_factory.mktemp("host")
     includes = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     flags = ["-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", *(f"-I{path}" for path in includes)]

@@ -1,7 +1,10 @@
 """Chains in Triton."""
 
+from functools import partial
+
 import pytest
 import torch
+from cases import product_by_product
 from triton_cases import DEVICE, MARKS, WIDE
 
 from muon_kernels import ops
@@ -12,7 +15,6 @@ from muon_kernels.testing import poison
 
 pytest.importorskip("triton")
 
-from muon_kernels.backends.products import one_by_one
 from muon_kernels.backends.triton import chains, gemm, gemm_add, symm_gemm
 
 pytestmark = MARKS
@@ -27,7 +29,8 @@ def test_chains_have_the_bits_of_product_after_product(method, monkeypatch):
     rows = resolve_coefficients("original", 3)
     xs = [torch.randn(*group, device=DEVICE) for group in groups]
     expected = None
-    for op in (product_by_product, ops.chains, ops.chains):
+    by_products = partial(product_by_product, symm_gemm.symm_gemm, gemm_add.gemm_add)
+    for op in (by_products, ops.chains, ops.chains):
         options = {"method": method, "compute_dtype": torch.float16, "device": torch.device(DEVICE)}
         chain = Orthogonalizer(groups, rows, factored=True, **options)
         poison(chain.workspace)
@@ -40,11 +43,6 @@ def test_chains_have_the_bits_of_product_after_product(method, monkeypatch):
         assert all(
             torch.equal(one, other) and one.isfinite().all() for one, other in zip(results, expected, strict=True)
         )
-
-
-def product_by_product(workspace, program):
-    lists = {name: getattr(program, name) for name in ("buffers", "products", "scalars", "chains")}
-    one_by_one(symm_gemm.symm_gemm, gemm_add.gemm_add)([workspace], **lists)
 
 
 def test_chains_advance_in_step(monkeypatch):
