@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from distributed_pool import Pool
 
 from muon_kernels import use_backend
+
+sys.path.append(str(Path(__file__).parents[1]))  # for bench; last, so that an installed muon_kernels is the one tested
 
 
 def pytest_collection_modifyitems(items):
