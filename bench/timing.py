@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -88,6 +89,21 @@ def capture(function: Callable[[T], R], inputs: Sequence[T]) -> tuple[torch.cuda
         for item in inputs[1:]:
             function(item)
     return graph, first
+
+
+def microseconds(call: Callable[[], object], calls: int = 10, replays: int = 15) -> float:
+    """Median time of one call within a graph of `calls`."""
+    graph, _ = capture(lambda _: call(), [None] * calls)
+    graph.replay()
+    times = []
+    for _ in range(replays):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / calls)
+    return statistics.median(times)
 
 
 def random_normal(device: torch.device, shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:

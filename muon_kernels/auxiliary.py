@@ -43,8 +43,31 @@ def init_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
+def step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[dict[str, Tensor]],
+    group: dict[str, Any],
+    *,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """One step of the group's algorithm over `params` with their gradients, which stay as they are; a gradient of
+    another dtype or memory order is converted: torch's fused kernels take the elements as they lie. A state that is
+    empty is begun; averages of another dtype (a checkpoint's) are kept in the parameter's from now on.
+
+    With `found_inf` set AdamW skips on the device; NAdam, which torch has no fused kernel for, reads the flag first.
+    DTensors are stepped by their local tensors, so that those of several meshes may be in one group.
+    """
+    with _opened(params, states, group, found_inf) as stepped:
+        for state, target in zip(states, stepped, strict=True):
+            if "step" not in state:
+                state.update(init_state(target, group))
+        _step(stepped, grads, states, group, grad_scale, found_inf)
+
+
 @contextmanager
-def opened(
+def _opened(
     params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], found_inf: Tensor | None
 ) -> Iterator[list[Tensor]]:
     """What is stepped: `params`, or float32 copies that they are stochastically rounded from at the end."""
@@ -64,22 +87,14 @@ def opened(
         yield [stepped[p] for p in params]
 
 
-def step(
+def _step(
     params: list[Tensor],
     grads: list[Tensor],
     states: list[dict[str, Tensor]],
     group: dict[str, Any],
-    *,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """One step of the group's algorithm over `params` with their gradients, which stay as they are; a gradient of
-    another dtype or memory order is converted: torch's fused kernels take the elements as they lie. Averages of another
-    (a checkpoint's) are kept in the parameter's from now on.
-
-    With `found_inf` set AdamW skips on the device; NAdam, which torch has no fused kernel for, reads the flag first.
-    DTensors are stepped by their local tensors, so that those of several meshes may be in one group.
-    """
     grads = [ordered_like(local(p), local(g).to(p.dtype)) for p, g in zip(params, grads, strict=True)]
     if grad_scale is not None:
         # torch's kernels would unscale the gradients in place.

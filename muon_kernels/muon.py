@@ -285,15 +285,8 @@ class Muon(ExactStateOptimizer):
                     step_wave(group, matrices, launch, scale.grad_scale, scale.found_inf)
             if params and not group["use_muon"]:
                 scale = amp.on(params[0].device)
-                states = [self.state[p] for p in params]
-                with auxiliary.opened(targets, states, group, scale.found_inf) as stepped:
-                    for state, target in zip(states, stepped, strict=True):
-                        if "step" not in state:
-                            state.update(auxiliary.init_state(target, group))
-                    grads = [grad_like_param(p) for p in params]
-                    auxiliary.step(
-                        stepped, grads, states, group, grad_scale=scale.grad_scale, found_inf=scale.found_inf
-                    )
+                grads, states = [grad_like_param(p) for p in params], [self.state[p] for p in params]
+                auxiliary.step(targets, grads, states, group, grad_scale=scale.grad_scale, found_inf=scale.found_inf)
             self._masters.close(params, targets)
             if group["use_muon"] and (params or self._shares.holds_any(group)):  # ranks count alike
                 advance(group)

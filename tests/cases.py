@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from muon_kernels.backends.products import Op, one_by_one
+from muon_kernels.program import Program
 from muon_kernels.schedule import describe
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (8, 8), (7, 33), (33, 7), (64, 64), (16, 200), (130, 72)]
@@ -67,6 +69,12 @@ def general_products(dtype: torch.dtype, device: str, *, with_c: bool) -> Produc
             p.c.append(in_layout(torch.randn(batch, rows, cols).to(device, dtype), layout))
         p.outs.append(in_layout(torch.full((batch, rows, cols), torch.nan).to(device, dtype), layout))
     return p
+
+
+def product_by_product(symm_gemm: Op, gemm_add: Op, workspace: Tensor, program: Program) -> None:
+    """What `chains` is to do, in two other ops of the same backend."""
+    lists = {name: getattr(program, name) for name in ("buffers", "products", "scalars", "chains")}
+    one_by_one(symm_gemm, gemm_add)([workspace], **lists)
 
 
 def tensor_list(dtype: torch.dtype, device: str) -> list[Tensor]:

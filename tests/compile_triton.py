@@ -169,8 +169,8 @@ def main(capabilities: list[int]) -> int:
                 tile = "x".join(str(launch.arguments[k]) for k in launch.arguments if k.startswith(("BLOCK", "TILE")))
                 print(
                     f"sm{sm} {launch.kernel.__name__:<20} {tile:<12} {launch.warps} warps {launch.stages} stages "
-                    f"{found.shared:>7} B {found.registers:>4} registers"
-                    f"{'' if found.fits(sm) else f'  DOES NOT FIT, {found.spilled} bytes spilled'}",
+                    f"{found.shared:>7} B {found.registers:>4} registers {found.spilled:>4} B spilled"
+                    f"{'' if found.fits(sm) else '  DOES NOT FIT'}",
                     flush=True,
                 )
     return 1 if faults else 0

@@ -1,12 +1,18 @@
 """Fixtures for all tests; GPU tests are skipped by name where there is no CUDA device."""
 
 import importlib.util
+import os
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_pool import Pool
+
+from muon_kernels import use_backend
+
+sys.path.append(str(Path(__file__).parents[1]))  # for bench; last, so that an installed muon_kernels is the one tested
 
 
 def pytest_collection_modifyitems(items):
@@ -45,6 +51,27 @@ def setup_py():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def nvcc(setup_py):
+    """A C++ compiler that knows where CUDA's headers are."""
+    found = setup_py.find_nvcc(os.environ)
+    if found is None:
+        pytest.skip("needs nvcc")
+    return found
+
+
+@pytest.fixture
+def on_hopper():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+
+
+@pytest.fixture
+def on_cuda_backend():
+    with use_backend("cuda"):
+        yield
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 """The benchmark of several ranks: all its rows on gloo, what is refused a time, and a budget that all ranks keep."""
 
 import math
-import sys
-from pathlib import Path
 
 import distributed_bench_jobs as jobs
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that an installed muon_kernels is the one tested
 
 from bench import report, tables
 from bench.layouts import LAYOUTS

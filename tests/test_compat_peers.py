@@ -141,7 +141,7 @@ GNS_OPTIONS = [
     {"nesterov": False, "weight_decay": 0.0, "momentum": 0.8},
     {"adjust_lr": "spectral_norm", "ns_coefficients_preset": "YOU_COEFFICIENTS"},
     {"adjust_lr": None, "ns_algorithm": "standard_newton_schulz"},
-    {"adjust_lr": lambda lr, shape: lr * shape[-1] ** 0.5},
+    pytest.param({"adjust_lr": lambda lr, shape: lr * shape[-1] ** 0.5}, id="a function as adjust_lr"),
     {"ns_coefficients": [(3.4445, -4.7750, 2.0315)] * 2 + [(2.0, -1.5, 0.5)] * 2},
     {"ns_epsilon": 1e-3, "ns_max_batch_size": 1},
 ]

@@ -1,17 +1,19 @@
 """The op `chains` on the Hopper kernels: the bits of product after product, and errors like plain torch's."""
 
+from functools import partial
+
 import pytest
 import torch
+from cases import product_by_product
 
 from muon_kernels import ops, orthogonalize, use_backend
 from muon_kernels.backends import cuda_products
-from muon_kernels.backends.products import one_by_one
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
 from muon_kernels.program import view
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum, poison, polynomial_oracle
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_hopper")]
 
 GROUPS = [
     [(3, 64, 64)],
@@ -30,13 +32,9 @@ GROUPS = [
     [(4, 96, 160), (3, 512, 256), (2, 128, 128)],
     [(2 + i, 8 * (i + 1), 64) for i in range(20)],
 ]
+by_products = partial(product_by_product, cuda_products.symm_gemm, cuda_products.gemm_add)
+
 ODD = [[(5, 77, 131)], [(5, 131, 77)], [(3, 1, 9), (2, 9, 1)], [(9, 257, 255)], [(1, 1, 1)]]
-
-
-@pytest.fixture(autouse=True)
-def on_hopper():
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("needs compute capability 9.0")
 
 
 def filled(groups, method, dtype, rows="original"):
@@ -74,22 +72,12 @@ def result(chain):
     return [x @ f.mT if x.shape[1] > x.shape[2] else f @ x for f, x in zip(every[:half], every[half:], strict=True)]
 
 
-def product_by_product(workspace, program):
-    one_by_one(cuda_products.symm_gemm, cuda_products.gemm_add)(
-        [workspace],
-        buffers=program.buffers,
-        products=program.products,
-        scalars=program.scalars,
-        chains=program.chains,
-    )
-
-
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
 @pytest.mark.parametrize("method", ["standard", "gram", "squaring"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_bits_of_product_after_product(dtype, method, groups):
     chain, fill = filled(groups, method, dtype)
-    expected = run(chain, product_by_product)
+    expected = run(chain, by_products)
     fill()
     with use_backend("cuda"):
         for one, other in zip(run(chain), expected, strict=True):

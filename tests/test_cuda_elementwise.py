@@ -6,19 +6,13 @@ import pytest
 import torch
 from cases import SIZES, assert_rounded_once, randn
 
-from muon_kernels import ops, use_backend
+from muon_kernels import ops
 from muon_kernels.backends import cuda, reference
 from muon_kernels.testing import assert_error_ratio, poison
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_cuda_backend")]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(autouse=True)
-def on_cuda_backend():
-    with use_backend("cuda"):
-        yield
 
 
 def transposed(shape, dtype):

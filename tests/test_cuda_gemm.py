@@ -10,7 +10,7 @@ from muon_kernels.backends import cuda_products
 from muon_kernels.backends.cuda_products import launch
 from muon_kernels.testing import assert_error_ratio
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_hopper")]
 
 DTYPES = (torch.bfloat16, torch.float16)
 FULL_TILES = (-1, 0, 1, 2, 3, 4, 5)
@@ -21,12 +21,6 @@ FULL_SHAPES = [(1, 8, 8, 8), (2, 136, 264, 72), (1, 200, 1000, 200), (3, 768, 52
                (1, 72, 1048, 136)]  # fmt: skip
 
 FLOOR = 1e-4  # fp32 accumulation in another order than torch's
-
-
-@pytest.fixture(autouse=True)
-def on_hopper():
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("needs a device of compute capability 9.0")
 
 
 def batch_of(count, rows, cols, dtype, *, transposed=False, poisoned=False):

@@ -8,7 +8,7 @@ from muon_kernels import ops, use_backend
 from muon_kernels.backends import cuda, cuda_products
 from muon_kernels.workspace import empty_batch
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_hopper")]
 
 SHAPES = [
     (3, 64, 64),
@@ -21,12 +21,6 @@ SHAPES = [
     (600, 16, 24),
 ]
 PARAM_DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def on_hopper():
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("needs compute capability 9.0")
 
 
 def batch(count, rows, cols):

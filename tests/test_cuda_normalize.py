@@ -9,15 +9,9 @@ from cases import LAYOUTS, SIZES, assert_rounded_once, in_layout, randn
 from muon_kernels import ops, use_backend
 from muon_kernels.testing import poison
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_cuda_backend")]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(autouse=True)
-def on_cuda_backend():
-    with use_backend("cuda"):
-        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from test_cuda_chains import filled, on_hopper, product_by_product  # noqa: F401
+from test_cuda_chains import by_products, filled
 from test_cuda_muon import SECOND_DEVICE
 from torch import nn
 
 from muon_kernels import Muon, ops, use_backend
 from muon_kernels.program import view
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_hopper")]
 
 GROUPS = [
     [(3, 256, 512)],  # every product in one round: no counters
@@ -36,7 +36,7 @@ class Chain:
             x = torch.randn(buffer[1:4], device=self.device)
             view(self.workspace, buffer).copy_(x / x.norm(dim=(1, 2), keepdim=True))
         start = self.workspace.clone()
-        product_by_product(start, self.chain.plan.program)
+        by_products(start, self.chain.plan.program)
         return self.results(start)
 
     def results(self, workspace):

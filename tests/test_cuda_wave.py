@@ -6,26 +6,18 @@ import pytest
 import torch
 from cases import LAYOUTS, SHAPES, in_layout
 
-from muon_kernels import extension, ops, use_backend
+from muon_kernels import extension, ops
 from muon_kernels.backends.device import current_stream
 from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, rows_of, view
 from muon_kernels.workspace import empty_batch
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_hopper", "on_cuda_backend")]
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = [*SHAPES, (1, 4097), (1, 6145), (300, 70), (1000, 999), (768, 768)]
 LARGE = [(1536, 1536)] * 3 + [(700, 999), (64, 64), (1, 1)]
 """Enough chunks for blocks that take one through the prologue and normalise another."""
-
-
-@pytest.fixture(autouse=True)
-def on_cuda_backend():
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("needs compute capability 9.0")
-    with use_backend("cuda"):
-        yield
 
 
 def strided(x, layout):

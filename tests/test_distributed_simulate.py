@@ -1,19 +1,15 @@
 """The predicted step: bounds that hold at any rates, a case by hand, and the command line."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
+from bench import calibrate
 from muon_kernels.distributed import simulate as module
 from muon_kernels.distributed.costs import HARDWARE, Hardware, ns_flops
 from muon_kernels.distributed.layout import Mesh, Parameter, Placement
 from muon_kernels.distributed.models import MODELS
 from muon_kernels.distributed.plan import plan
-
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that an installed muon_kernels is the one tested
-
-from bench import calibrate
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 

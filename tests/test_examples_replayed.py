@@ -1,13 +1,7 @@
 """Steps that a GPU replays: the losses of steps that run as they are."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-
 from _replayed import EAGER_STEPS, replayed
 
 from muon_kernels import Muon

@@ -1,6 +1,5 @@
 """When launches are replayed as a graph (csrc/sm90/replay.h), without a GPU: over a CUDA runtime that takes notes."""
 
-import os
 import subprocess
 
 import pytest
@@ -11,11 +10,8 @@ NOTHING_LEFT = "0 0 0 0 0 0"
 
 
 @pytest.fixture(scope="module")
-def replay(setup_py, tmp_path_factory):
+def replay(nvcc, tmp_path_factory):
     """The command tests/host/replay.cpp: its lines, without those of the end."""
-    nvcc = setup_py.find_nvcc(os.environ)  # a C++ compiler that knows where CUDA's headers are
-    if nvcc is None:
-        pytest.skip("needs nvcc")
     target = tmp_path_factory.mktemp("replay") / "replay"
     source = ROOT / "tests" / "host" / "replay.cpp"
     subprocess.run([nvcc, "-std=c++17", "-cudart=none", source, "-o", target], check=True)

@@ -1,15 +1,14 @@
 """The plan of a chain in one block's shared memory (csrc/sm90/small_plan.cu), without a GPU: run in plain torch."""
 
 import math
-import os
 import subprocess
 
 import pytest
 import torch
+from cases import product_by_product
 from test_build import ROOT
 
 from muon_kernels.backends import reference
-from muon_kernels.backends.products import one_by_one
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import _gram_plan, _plan
 from muon_kernels.program import BUFFER_FIELDS, PRODUCT_FIELDS, SCALAR_FIELDS, ProgramBuilder, rows_of, view
@@ -18,11 +17,8 @@ METHODS = ["standard", "gram", "squaring"]
 
 
 @pytest.fixture(scope="module")
-def planner(setup_py, tmp_path_factory):
+def planner(nvcc, tmp_path_factory):
     """The command tests/host/small_plan.cpp."""
-    nvcc = setup_py.find_nvcc(os.environ)  # a C++ compiler that knows where CUDA's headers are
-    if nvcc is None:
-        pytest.skip("needs nvcc")
     target = tmp_path_factory.mktemp("small") / "plan"
     sources = [ROOT / "tests" / "host" / "small_plan.cpp", ROOT / "csrc" / "sm90" / "small_plan.cu"]
     subprocess.run([nvcc, "-std=c++17", "-cudart=none", "-x", "c++", *sources, "-o", target], check=True)
@@ -103,13 +99,7 @@ def assert_same(planner, program, inputs, outputs):
         x = torch.randn(buffer[1:4], dtype=torch.float64)
         view(workspace, buffer).copy_(x / x.norm(dim=(1, 2), keepdim=True))
     expected = workspace.clone()
-    one_by_one(reference.symm_gemm, reference.gemm_add)(
-        [expected],
-        buffers=program.buffers,
-        products=program.products,
-        scalars=program.scalars,
-        chains=program.chains,
-    )
+    product_by_product(reference.symm_gemm, reference.gemm_add, expected, program)
     batches = [buffer[1] for buffer in inputs]
     for lines, batch in zip(plans(planner, program), batches, strict=True):
         assert lines, "not small"

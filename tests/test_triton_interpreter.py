@@ -1,4 +1,4 @@
-"""Runs test_triton_ops.py in Triton's interpreter, in a process of its own: it must be on before Triton is imported."""
+"""Runs triton_ops/ in Triton's interpreter, in a process of its own: it must be on before Triton is imported."""
 
 import os
 import subprocess
@@ -10,14 +10,14 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-OPS = Path(__file__).with_name("test_triton_ops.py")
+OPS = Path(__file__).with_name("triton_ops")
 
 # A loop bound that is an argument becomes an int through a conversion that NumPy 2.4 no longer makes.
 INCOMPATIBLE = np.lib.NumpyVersion(np.__version__) >= "2.4.0" and triton.__version__ < "3.7"
 
 
 @pytest.mark.skipif(INCOMPATIBLE, reason="the interpreter of Triton 3.6 and older needs NumPy 2.3 or older")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that test_triton_ops.py runs in")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that triton_ops/ runs in")
 def test_ops_in_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(OPS)]

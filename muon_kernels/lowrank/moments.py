@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..orthogonalize import svd_without_null
+from ..svd import svd_without_null
 
 KEYS = ("left_avg", "right_avg", "exp_avg", "exp_avg_sq", "weight", "weight_sq")
 """The state of a parameter [rows, cols] at rank r: averages [rows, r] and [cols, r] of the singular vectors, in float32
@@ -82,7 +82,7 @@ def alignment(left_avg: Tensor, right_avg: Tensor, left: Tensor, right: Tensor) 
     Singular vectors are defined up to a sign, and within equal singular values up to a rotation: averaged as they come,
     they cancel. The averages are turned and not the vectors, so that their columns stay the singular directions, in
     order, whatever the rank was. R has orthonormal rows or columns even if the sum has null directions, which
-    `muon_kernels.orthogonalize.polar_factor` would leave out.
+    `muon_kernels.svd.polar_factor` would leave out.
     """
     u, _, vh = torch.linalg.svd(left_avg.mT @ left + right_avg.mT @ right, full_matrices=False)
     return u @ vh

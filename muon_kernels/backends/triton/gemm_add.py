@@ -1,8 +1,4 @@
-"""gemm_add: out <- alpha a b + beta c.
-
-Tiles are numbered down columns of GROUP rows, so that programs that run at the same time share operands in the L2
-cache.
-"""
+"""gemm_add: out <- alpha a b + beta c."""
 
 from __future__ import annotations
 
@@ -11,17 +7,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import gemm
-from .gemm import (
-    describe,
-    described_product_tile,
-    find_entry,
-    pick_matrix,
-    pick_sizes,
-    pointers,
-    product_tile,
-    share_of_entry,
-)
 from .launch import Launch, run
+from .operands import pick_matrix, pointers
+from .tiles import each_tile
 
 
 def gemm_add(
@@ -58,7 +46,7 @@ def gemm_add_kernel(
     TRANS_A: tl.constexpr,
     TRANS_B: tl.constexpr,
 ):
-    tiles_of_products(
+    each_tile(
         a,
         b,
         sizes,
@@ -74,71 +62,6 @@ def gemm_add_kernel(
         TRANS_A,
         TRANS_B,
     )
-
-
-@triton.jit
-def tiles_of_products(
-    a,
-    b,
-    sizes,
-    arguments,
-    STORE: tl.constexpr,
-    ENTRIES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    TRANS_A: tl.constexpr,
-    TRANS_B: tl.constexpr,
-):
-    """Hands every tile that is this program's to `STORE`, a function like `_store`, with the `arguments` of its own.
-
-    It must not branch, or a tile's loads wait for the tile before.
-    """
-    if PROGRAMS:
-        # With one program a multiprocessor, a tile's first loads have to run while the tile before is stored.
-        FLATTEN: tl.constexpr = PROGRAMS == 1
-        begin = 0
-        for entry in range(ENTRIES):
-            m, n, k = pick_sizes(sizes, entry, ENTRIES)
-            tiles = tl.cdiv(m, BLOCK_M) * tl.cdiv(n, BLOCK_N)
-            count, first = share_of_entry(sizes, entry, begin, ENTRIES)
-            if first < count:
-                a_blocks = describe(a, entry, count // tiles, m, k, ENTRIES, TRANS_A, BLOCK_M, BLOCK_K)
-                b_blocks = describe(b, entry, count // tiles, k, n, ENTRIES, TRANS_B, BLOCK_K, BLOCK_N)
-                for tile in tl.range(first, count, tl.num_programs(0), flatten=FLATTEN):
-                    batch = tile // tiles
-                    row, col = _place(tile % tiles, m, n, BLOCK_M, BLOCK_N, GROUP)
-                    total = described_product_tile(
-                        a_blocks, b_blocks, batch, row, col, k, BLOCK_M, BLOCK_N, BLOCK_K, TRANS_A, TRANS_B
-                    )
-                    STORE(total, entry, batch, row, col, m, n, arguments, ENTRIES, BLOCK_M, BLOCK_N)
-            begin += count
-    else:
-        entry, tile = find_entry(sizes, ENTRIES)
-        m, n, k = pick_sizes(sizes, entry, ENTRIES)
-        tiles = tl.cdiv(m, BLOCK_M) * tl.cdiv(n, BLOCK_N)
-        batch = tile // tiles
-        row, col = _place(tile % tiles, m, n, BLOCK_M, BLOCK_N, GROUP)
-        rows = row + tl.arange(0, BLOCK_M)
-        cols = col + tl.arange(0, BLOCK_N)
-        a, a_row, a_col = pick_matrix(a, entry, batch, ENTRIES)
-        b, b_row, b_col = pick_matrix(b, entry, batch, ENTRIES)
-        total = product_tile(a, a_row, a_col, b, b_row, b_col, rows, cols, m, n, k, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
-        STORE(total, entry, batch, row, col, m, n, arguments, ENTRIES, BLOCK_M, BLOCK_N)
-
-
-@triton.jit
-def _place(tile, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """First row and column of a tile."""
-    tile_rows = tl.cdiv(m, BLOCK_M)
-    tile_cols = tl.cdiv(n, BLOCK_N)
-    first = tile // (GROUP * tile_cols) * GROUP
-    height = tl.minimum(tile_rows - first, GROUP)
-    within = tile % (GROUP * tile_cols)
-    return (first + within % height) * BLOCK_M, within // height * BLOCK_N
 
 
 @triton.jit

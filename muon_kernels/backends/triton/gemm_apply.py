@@ -18,9 +18,9 @@ from torch import Tensor
 from . import gemm
 from .apply import factors, factors_at, stepped
 from .elementwise import MAX_TENSORS, TYPES, pick_pointer, table
-from .gemm import pick, pointers
-from .gemm_add import tiles_of_products
 from .launch import ALIGNMENT, Launch, run, unspecialized
+from .operands import pick, pointers
+from .tiles import each_tile
 
 PIECE = tl.constexpr(256)
 """Bytes of a row of parameters that are in registers at once, beside the tile of the product in 16 bit: with twice as
@@ -140,7 +140,7 @@ def gemm_apply_kernel(
     TRANS_B: tl.constexpr,
 ):
     """targets: of each entry, the place of its first parameter in `parameters`, row and column stride, and step."""
-    tiles_of_products(
+    each_tile(
         a,
         b,
         sizes,
