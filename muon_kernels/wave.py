@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from .described import Described, describe
 from .orthogonalize import Orthogonalizer, chain_plan
 from .schedule import Launch
 from .variants.weight_decay import with_cautious_decay
-from .workspace import Wave
 
 
 def step_waves(
@@ -33,11 +33,13 @@ def step_waves(
         grad_scale, found_inf: as of `ops.prologue`, on the launches' device.
     """
     opens = bool(bucket.absmax or bucket.keys)
-    for launch in launches if opens else _step_whole(group, described, launches, grad_scale, found_inf):
+    if not opens:
+        launches = _step_whole(group, described, launches, grad_scale, found_inf)
+    for launch in launches:
         with open_bucket(group, bucket.select(launch.wave.order), found_inf) as matrices:
             if opens:
-                opened = launch._replace(wave=Wave(tuple(range(len(launch.scales))), launch.wave.groups))
                 lists = [describe(own) for own in (matrices.params, matrices.grads, matrices.momenta)]
+                opened = launch._replace(wave=replace(launch.wave, order=tuple(range(len(launch.scales)))))
                 if not _step_whole(group, lists, [opened], grad_scale, found_inf):
                     continue
             _step_by_ops(group, matrices, launch, grad_scale, found_inf)
@@ -46,7 +48,7 @@ def step_waves(
 def _step_by_ops(
     group: dict[str, Any], matrices: Bucket, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> None:
-    """matrices: in the order of the launch's wave, opened."""
+    """The matrices of one launch, in the order of its wave, opened."""
     chain = Orthogonalizer(
         launch.wave.groups,
         launch.rows,
@@ -108,9 +110,11 @@ def _step_whole(
     plain = group["normalizer"] is None and group["weight_decay_rule"] == "decoupled"
     if not plain or group["preconditioning"] != "frobenius" or group["method"] == "svd":
         return launches
+    if any(of.read is None for of in described):
+        return launches
     first = launches[0]
     run = dispatch.whole("waves", [[of.tensors[first.wave.order[0]]] for of in described])
-    if run is None or any(of.read is None for of in described):
+    if run is None:
         return launches
     plans = [chain_plan(launch.wave.groups, launch.rows, group["method"], first.compute, True) for launch in launches]
     if any(None in plan.factors for plan in plans):

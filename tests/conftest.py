@@ -1,6 +1,7 @@
 """Fixtures for all tests; GPU tests are skipped by name where there is no CUDA device."""
 
 import importlib.util
+import os
 import zlib
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def setup_py():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def nvcc(setup_py):
+    """A C++ compiler that knows where CUDA's headers are."""
+    found = setup_py.find_nvcc(os.environ)
+    if found is None:
+        pytest.skip("needs nvcc")
+    return found
 
 
 @pytest.fixture
