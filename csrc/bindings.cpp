@@ -7,7 +7,6 @@
 #include <array>
 #include <memory>
 #include <stdexcept>
-#include <string>
 #include <utility>
 #include <vector>
 
