@@ -7,36 +7,16 @@
 #include <array>
 #include <memory>
 #include <stdexcept>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "api.h"
 #include "python.h"
+#include "tensor_list.h"
 #include "wave.h"
 
 namespace muon_kernels {
 namespace {
-
-// ---- lists of tensors ----------------------------------------------------------------------------------------------------
-
-// Shape, dtype and device of tensors as bytes to compare, or None if one has no memory of its own to point to.
-py::object describe(const py::list& tensors) {
-  std::string bytes;
-  const auto append = [&bytes](const void* data, size_t size) { bytes.append(static_cast<const char*>(data), size); };
-  for (const py::handle object : tensors) {
-    dlpack::Tensor tensor;
-    if (dlpack::exchange_api().to_tensor(object.ptr(), &tensor)) {
-      PyErr_Clear();
-      return py::none();
-    }
-    const int32_t numbers[] = {tensor.ndim, tensor.device_type, tensor.device_id,
-                               tensor.dtype_code << 8 | tensor.dtype_bits};
-    append(numbers, sizeof numbers);
-    append(tensor.shape, sizeof(int64_t) * tensor.ndim);
-  }
-  return py::bytes(bytes);
-}
 
 // A [batch, rows, cols].
 struct Problem {
@@ -173,7 +153,6 @@ void apply(const py::list& params, const py::list& updates, const std::vector<do
 }
 
 void bind_elementwise(py::module_& m) {
-  m.def("describe", &describe, py::arg("tensors"));
   m.def("apply", &apply, py::arg("params"), py::arg("updates"), py::arg("scales"), py::arg("weight_decay"), py::arg("lr"),
         py::arg("lr_device"), py::arg("lr_device_float64"), py::arg("found_inf"), py::arg("stream"));
 }
@@ -295,6 +274,7 @@ void bind_chains(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CUDA launchers of muon_kernels: tensors and integers in, nothing checked. Use muon_kernels.ops.";
+  muon_kernels::bind_tensor_list(m);
   muon_kernels::bind_prologue(m);
   muon_kernels::bind_sum_squares(m);
   muon_kernels::bind_normalize(m);

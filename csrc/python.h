@@ -83,15 +83,17 @@ inline dlpack::Tensor read_tensor(py::handle object) {
   return tensor;
 }
 
-// Of a list that holds one dtype; an error says `name`.
-inline DType common_dtype(const py::list& tensors, const char* name) {
+// Of one of a list's tensors; an error says the list's `name`.
+inline DType dtype_of(const dlpack::Tensor& tensor, const char* name) {
   constexpr uint8_t kFloat = 2, kBFloat = 4;
-  const dlpack::Tensor tensor = read_tensor(tensors[0]);
   if (tensor.dtype_code == kFloat && tensor.dtype_bits == 32) return DType::kFloat32;
   if (tensor.dtype_code == kFloat && tensor.dtype_bits == 16) return DType::kFloat16;
   if (tensor.dtype_code == kBFloat && tensor.dtype_bits == 16) return DType::kBFloat16;
   throw py::type_error(std::string(name) + " must be float32, bfloat16 or float16 for the CUDA kernels");
 }
+
+// Of a list that holds one dtype.
+inline DType common_dtype(const py::list& tensors, const char* name) { return dtype_of(read_tensor(tensors[0]), name); }
 
 inline void* data_of(const dlpack::Tensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
 

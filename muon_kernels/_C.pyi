@@ -6,7 +6,11 @@ from torch import Tensor
 
 Integers = Sequence[int]
 
-def describe(tensors: list[Tensor]) -> bytes | None: ...
+class TensorList:
+    def like(self) -> bytes: ...
+    def any_empty(self) -> bool: ...
+
+def read(tensors: list[Tensor], types: set[type]) -> TensorList | None: ...
 
 class Prologue:
     def __init__(self, grads: list[Tensor], momenta: list[Tensor], outs: list[Tensor]) -> None: ...
@@ -88,11 +92,11 @@ class WaveStep:
     def __init__(
         self,
         wave: Wave,
-        grads: list[Tensor],
-        momenta: list[Tensor],
-        params: list[Tensor],
+        order: Integers,
+        grads: TensorList,
+        momenta: TensorList,
+        params: TensorList,
         scales: Sequence[float],
-        workspace: int,
     ) -> None: ...
     def fits(self) -> bool: ...
     def scratch(self) -> int: ...
@@ -109,6 +113,7 @@ class WaveStep:
         lr_device: int,
         lr_device_float64: bool,
         found_inf: int,
+        workspace: int,
         scratch: int,
         stream: int,
     ) -> None: ...

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .described import Described, describe
 from .distributed.dtensors import local
 from .matrices import Layout, ordered_like, split
 from .periodic import layout_of_step
@@ -39,7 +42,7 @@ def fill_bucket(
     group: dict[str, Any],
     params: list[Tensor],
     grads: list[Tensor],
-    targets: list[Tensor],
+    described: Described,
     states: Mapping[Tensor, dict[str, Any]],
 ) -> tuple[Bucket, list[Tensor]]:
     """The matrices of a group, and for each the parameter that it belongs to. An empty parameter has none.
@@ -50,12 +53,12 @@ def fill_bucket(
     Args:
         params: those of the group that have a gradient.
         grads: their gradients.
-        targets: what is stepped of each, the parameter itself or its copy of higher precision.
+        described: what is stepped of each, the parameter itself or its copy of higher precision.
         states: of the parameters; what a step needs is created where it is missing.
     """
     layout, normalizer, store = layout_of_step(group), group["normalizer"], group["momentum_store"]
     cut = None if layout == "shards" else layout
-    own = [states[p] for p in params]
+    targets, own = described.tensors, _states(params, states)
     blocks: list[list[Tensor]] = []
     if store is None:
         momenta = _momenta(group, params, targets, own, cut)
@@ -64,7 +67,8 @@ def fill_bucket(
         momenta, blocks = [codes for codes, _ in stored], [maxima for _, maxima in stored]
     if layout == "shards":
         targets, grads, momenta = (list(map(local, tensors)) for tensors in (targets, grads, momenta))
-    if not all(map(Tensor.numel, targets)):
+        described = describe(targets)
+    if described.any_empty:
         filled = [i for i, target in enumerate(targets) if target.numel()]
         params, targets, grads, momenta = ([x[i] for i in filled] for x in (params, targets, grads, momenta))
         own, blocks = [own[i] for i in filled], [blocks[i] for i in filled if blocks]
@@ -104,6 +108,14 @@ def open_bytes(group: dict[str, Any]) -> int:
     """Scratch memory that `open_bucket` takes for an element."""
     store = 0 if group["momentum_store"] is None else group["momentum_store"].scratch_bytes
     return store + (SCRATCH_BYTES if group["rounding"] == "stochastic" else 0)
+
+
+def _states(params: list[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The states of parameters. Where those come first, in their order, as after the steps of a first group, no key is
+    looked up: the hashes of tensors take longer."""
+    if len(states) >= len(params) and all(map(operator.is_, states, params)):
+        return list(islice(states.values(), len(params)))
+    return [states[p] for p in params]
 
 
 def _momenta(

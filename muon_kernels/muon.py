@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import auxiliary
-from .buckets import Bucket, fill_bucket, open_bucket
+from .buckets import Bucket, fill_bucket
 from .checks import check_common, check_lr, check_muon, check_shared, frozen, with_dtypes
 from .coefficients import ORIGINAL, Coefficients
+from .described import Described, describe
 from .distributed.dtensors import grad_like_param, is_dtensor
 from .distributed.errors import DistributedError
 from .distributed.runtime import Shared, Shares, StateSharding
@@ -24,10 +25,10 @@ from .periodic import advance, steps_shards
 from .preconditioning import Preconditioning
 from .report import parameter_table
 from .scaling import Rule
-from .schedule import Described, Launch, Schedule, lr_scale
+from .schedule import Launch, Schedule, lr_scale
 from .variants import Int8Momentum, Normalizer, Rounding, WeightDecayRule
 from .variants.rounding import check_rounded
-from .wave import step_wave
+from .wave import step_waves
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
 DEFAULT_CPU_WORKSPACE_BYTES = 8 * 2**20
@@ -261,11 +262,7 @@ class Muon(ExactStateOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            params = params if steps_shards(group) else self._shares.without(params)
-            work.append(_Work(group, params, [p.grad for p in params]))  # type: ignore[misc]
+        work = [self._work(group) for group in self.param_groups]
         described = []
 
         def check() -> None:
@@ -278,11 +275,10 @@ class Muon(ExactStateOptimizer):
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params, _ in work]
         planned = [self._plan(i, *of_group) for i, of_group in enumerate(zip(work, opened, described, strict=True))]
-        for (group, params, _), targets, launches in zip(work, opened, planned, strict=True):
-            for launch, stored in launches:
-                scale = amp.on(launch.device)
-                with open_bucket(group, stored, scale.found_inf) as matrices:
-                    step_wave(group, matrices, launch, scale.grad_scale, scale.found_inf)
+        for (group, params, _), targets, runs in zip(work, opened, planned, strict=True):
+            for bucket, lists, launches in runs:
+                scale = amp.on(launches[0].device)
+                step_waves(group, bucket, lists, launches, scale.grad_scale, scale.found_inf)
             if params and not group["use_muon"]:
                 scale = amp.on(params[0].device)
                 grads, states = [grad_like_param(p) for p in params], [self.state[p] for p in params]
@@ -306,15 +302,26 @@ class Muon(ExactStateOptimizer):
         shared = self._shares.explain(self.param_groups, self.state, self._workspace_bytes)
         return parameter_table(self.param_groups, lr_scale, shared)
 
+    def _work(self, group: dict[str, Any]) -> _Work:
+        params = group["params"] if steps_shards(group) else self._shares.without(group["params"])
+        grads = [p.grad for p in params]
+        if any(grad is None for grad in grads):
+            params = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
+            grads = [grad for grad in grads if grad is not None]
+        return _Work(group, params, grads)  # type: ignore[arg-type]
+
     def _plan(
-        self, number: int, work: _Work, targets: list[Tensor], described: Sequence[Described]
-    ) -> list[tuple[Launch, Bucket]]:
+        self, number: int, work: _Work, targets: list[Tensor], described: tuple[Described, Described]
+    ) -> list[tuple[Bucket, list[Described], list[Launch]]]:
         """What of a group with Muon is launched together, one after the other; of another nothing."""
         if not work.group["use_muon"]:
             return []
-        bucket, owners = fill_bucket(*work, targets, self.state)
-        launches = self._schedule.launches(number, work.group, bucket, owners, described, self._workspace_bytes)
-        return [(launch, bucket.select(launch.wave.order)) for launch in launches]
+        params, grads = described
+        stepped = params.of(targets)
+        bucket, owners = fill_bucket(*work, stepped, self.state)
+        lists = [stepped.of(bucket.params), grads.of(bucket.grads), describe(bucket.momenta)]
+        runs = self._schedule.launches(number, work.group, bucket, owners, lists, self._workspace_bytes)
+        return [(bucket, lists, launches) for launches in runs]
 
     def _workspace_bytes(self, device: torch.device) -> int:
         default = DEFAULT_CPU_WORKSPACE_BYTES if device.type == "cpu" else DEFAULT_WORKSPACE_BYTES

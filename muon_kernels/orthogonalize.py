@@ -139,7 +139,7 @@ class Orthogonalizer:
         if method == "svd":
             self._unplanned = [empty_batch(*group, self._raw_dtype, device) for group in groups]
         else:
-            self.plan = _plan(tuple(groups), tuple(rows), method, compute_dtype, factored)
+            self.plan = chain_plan(tuple(groups), tuple(rows), method, compute_dtype, factored)
             self.factored = None not in self.plan.factors
             self.workspace = torch.empty(self.plan.program.elements, dtype=compute_dtype, device=device)
 
@@ -202,7 +202,7 @@ def scratch_bytes(rows: int, cols: int, steps: Sequence[Row], *, method: Method,
     """Scratch memory that an `Orthogonalizer` takes for one [rows, cols] matrix."""
     if method == "svd":
         return rows * padded(cols, compute_dtype.itemsize) * compute_dtype.itemsize
-    plan = _plan(((1, rows, cols),), tuple(steps), method, compute_dtype, False)
+    plan = chain_plan(((1, rows, cols),), tuple(steps), method, compute_dtype, False)
     return plan.program.elements * compute_dtype.itemsize
 
 
@@ -224,13 +224,14 @@ class ChainPlan:
 
 
 @lru_cache(maxsize=256)
-def _plan(
+def chain_plan(
     groups: tuple[tuple[int, int, int], ...],
     rows: tuple[Row, ...],
     method: Method,
     compute_dtype: torch.dtype,
     factored: bool,
 ) -> ChainPlan:
+    """The chains of an `Orthogonalizer` with these arguments; not for "svd"."""
     build = ProgramBuilder(compute_dtype.itemsize)
     half = compute_dtype == torch.float16
     chosen: list[tuple[Sequence[int] | None, ...]] = []

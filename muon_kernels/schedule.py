@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import extension
 from .buckets import Bucket, open_bytes
 from .checks import MUON_OPTIONS, check_grads, check_muon, frozen
 from .coefficients import Row, resolve_coefficients
-from .dispatch import PLAIN
+from .described import Described, describe
 from .matrices import Layout, step_factor
 from .orthogonalize import Method, default_compute_dtype, scratch_bytes
 from .periodic import block_factor, layout_of_step
@@ -50,13 +49,6 @@ class Launch(NamedTuple):
     device: torch.device
 
 
-class Described(NamedTuple):
-    """A list of tensors and what `describe` says of it."""
-
-    tensors: list[Tensor]
-    like: Any
-
-
 class Schedule:
     """What a step needs to know of every group of an optimizer, found again as long as nothing that decides it changes.
 
@@ -67,9 +59,11 @@ class Schedule:
     def __init__(self) -> None:
         self._checked: dict[int, Any] = {}
         self._options: dict[int, list[Any]] = {}
-        self._kept: dict[int, deque[tuple[Any, list[Launch]]]] = {}
+        self._kept: dict[int, deque[tuple[Any, list[list[Launch]]]]] = {}
 
-    def check(self, number: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Described]:
+    def check(
+        self, number: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> tuple[Described, Described]:
         """`checks.check_grads`, and `checks.check_muon` of a group with Muon, if the parameters or their gradients, or
         an option, are not as in the group's last step.
 
@@ -78,14 +72,14 @@ class Schedule:
             params, grads: those of the group that have a gradient, and these.
 
         Returns:
-            What `launches` need not describe again.
+            The two lists described.
         """
+        described = describe(params), describe(grads)
         if torch.compiler.is_compiling():
             check_grads(params)
             if group["use_muon"]:
                 check_muon(group)
-            return []
-        described = [Described(tensors, describe(tensors)) for tensors in (params, grads)]
+            return described
         found = [of.like for of in described]
         if found != self._checked.get(number):
             check_grads(params)
@@ -108,13 +102,13 @@ class Schedule:
         owners: list[Tensor],
         described: Sequence[Described],
         max_bytes: Callable[[torch.device], int],
-    ) -> list[Launch]:
-        """What of a group runs together in the coming step, one after the other.
+    ) -> list[list[Launch]]:
+        """What of a group runs together in the coming step. The launches of each list differ in their matrices alone.
 
         Args:
             number: of the group.
             bucket, owners: of the coming step, as `fill_bucket` returns them.
-            described: lists that may be the bucket's.
+            described: the bucket's parameters, gradients and momenta.
             max_bytes: bound on scratch memory, by device.
 
         Raises:
@@ -123,11 +117,10 @@ class Schedule:
         if torch.compiler.is_compiling():  # which would guard every number of this
             return _scheduled(group, bucket, owners, max_bytes)
         layout = layout_of_step(group)
-        known = {id(of.tensors): of.like for of in described}
         key = (
             layout,
             [group[name] for name in _OPTIONS],
-            *(known.get(id(own)) or describe(own) for own in (bucket.params, bucket.grads, bucket.momenta)),
+            [of.like for of in described],
             None if layout is None else [p.shape for p in owners],
         )
         kept = self._kept.setdefault(number, deque(maxlen=2))  # a period has two kinds of steps
@@ -162,25 +155,16 @@ def chain_waves(
     return plan_waves(tuple(shapes), tuple(need[s] for s in shapes), max_bytes)
 
 
-def describe(tensors: list[Tensor]) -> Any:
-    """Shape, dtype and device of tensors, and whether they are strided, as something to compare."""
-    if extension.unavailable_reason() is None and PLAIN.issuperset(map(type, tensors)):
-        read = extension.load().describe(tensors)  # in a quarter of the time
-        if read is not None:
-            return read
-    return [(t.shape, t.dtype, t.device, t.layout) for t in tensors]
-
-
 def _scheduled(
     group: dict[str, Any], bucket: Bucket, owners: list[Tensor], max_bytes: Callable[[torch.device], int]
-) -> list[Launch]:
+) -> list[list[Launch]]:
     _check(bucket)
     layout = layout_of_step(group)
     rows = resolve_coefficients(group["ns_coefficients"], group["ns_steps"])
     together: dict[tuple[Any, ...], list[int]] = {}
     for i, (p, grad, momentum) in enumerate(zip(bucket.params, bucket.grads, bucket.momenta, strict=True)):
         together.setdefault((p.device, p.dtype, grad.dtype, momentum.dtype), []).append(i)
-    launches = []
+    launches: list[list[Launch]] = []
     for (device, *_), numbers in together.items():
         compute = group["compute_dtype"] or default_compute_dtype(device)
         waves = chain_waves(
@@ -191,10 +175,11 @@ def _scheduled(
             max_bytes=max_bytes(device),
             opened_bytes=open_bytes(group),
         )
+        launches.append([])
         for wave in waves:
             order = tuple([numbers[i] for i in wave.order])
             scales = [lr_scale(group, owners[i], layout, bucket.params[i].shape) for i in order]
-            launches.append(Launch(Wave(order, wave.groups), scales, rows, compute, device))
+            launches[-1].append(Launch(Wave(order, wave.groups), scales, rows, compute, device))
     return launches
 
 

@@ -1,29 +1,54 @@
-"""A wave of a step: momentum, orthogonalisation and parameters of matrices that are in scratch memory together."""
+"""The waves of a step: momentum, orthogonalisation and parameters of matrices that are in scratch memory together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import dispatch, ops
-from .buckets import Bucket
-from .orthogonalize import Orthogonalizer
+from .buckets import Bucket, open_bucket
+from .described import Described, describe
+from .orthogonalize import Orthogonalizer, chain_plan
 from .schedule import Launch
 from .variants.weight_decay import with_cautious_decay
 
 
-def step_wave(
-    group: dict[str, Any], matrices: Bucket, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None
+def step_waves(
+    group: dict[str, Any],
+    bucket: Bucket,
+    described: Sequence[Described],
+    launches: list[Launch],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
 ) -> None:
-    """Steps the matrices of a launch, which are known to fit, with the options of their group.
+    """Steps the matrices of launches, which differ in their matrices alone and are known to fit, with the options of
+    their group.
 
     Args:
-        matrices: in the order of the launch's wave, opened.
-        grad_scale, found_inf: as of `ops.prologue`, on the launch's device.
+        described: the bucket's parameters, gradients and momenta.
+        grad_scale, found_inf: as of `ops.prologue`, on the launches' device.
     """
+    opens = bool(bucket.absmax or bucket.keys)
+    if not opens:
+        launches = _step_whole(group, described, launches, grad_scale, found_inf)
+    for launch in launches:
+        with open_bucket(group, bucket.select(launch.wave.order), found_inf) as matrices:
+            if opens:
+                lists = [describe(own) for own in (matrices.params, matrices.grads, matrices.momenta)]
+                opened = launch._replace(wave=replace(launch.wave, order=tuple(range(len(launch.scales)))))
+                if not _step_whole(group, lists, [opened], grad_scale, found_inf):
+                    continue
+            _step_by_ops(group, matrices, launch, grad_scale, found_inf)
+
+
+def _step_by_ops(
+    group: dict[str, Any], matrices: Bucket, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> None:
+    """The matrices of one launch, in the order of its wave, opened."""
     chain = Orthogonalizer(
         launch.wave.groups,
         launch.rows,
@@ -33,8 +58,6 @@ def step_wave(
         device=launch.device,
         factored=group["normalizer"] is None and group["weight_decay_rule"] == "decoupled",
     )
-    if _step_whole(chain, group, matrices, launch, grad_scale, found_inf):
-        return
     inputs = chain.inputs
     sumsq = torch.empty(len(matrices.params), dtype=torch.float64, device=launch.device)
     dispatch.run(
@@ -77,33 +100,42 @@ def step_wave(
 
 
 def _step_whole(
-    chain: Orthogonalizer,
     group: dict[str, Any],
-    matrices: Bucket,
-    launch: Launch,
+    described: Sequence[Described],
+    launches: list[Launch],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
-) -> bool:
-    """The whole wave in one call, where the backend has that; whether it happened."""
-    if not chain.factored or group["preconditioning"] != "frobenius":
-        return False
-    lists = [matrices.grads, matrices.momenta, matrices.params]
-    step = dispatch.whole("wave", lists)
-    return step is not None and step(
-        chain.plan,
-        chain.workspace,
-        *lists,
+) -> list[Launch]:
+    """Takes each wave in one call, where the backend has that; returns the launches that are left."""
+    plain = group["normalizer"] is None and group["weight_decay_rule"] == "decoupled"
+    if not plain or group["preconditioning"] != "frobenius" or group["method"] == "svd":
+        return launches
+    if any(of.read is None for of in described):
+        return launches
+    first = launches[0]
+    run = dispatch.whole("waves", [[of.tensors[first.wave.order[0]]] for of in described])
+    if run is None:
+        return launches
+    plans = [chain_plan(launch.wave.groups, launch.rows, group["method"], first.compute, True) for launch in launches]
+    if any(None in plan.factors for plan in plans):
+        return launches
+    params, grads, momenta = described
+    ran = run(
+        [(plan, launch.wave.order, launch.scales) for plan, launch in zip(plans, launches, strict=True)],
+        grads,
+        momenta,
+        params,
         momentum=group["momentum"],
         nesterov=group["nesterov"],
         maximize=group["maximize"],
         grad_scale=grad_scale,
         eps=group["eps"],
         safety_factor=group["safety_factor"],
-        lr=_rate(group, launch),
+        lr=_rate(group, first),
         weight_decay=group["weight_decay"],
-        scales=launch.scales,
         found_inf=found_inf,
     )
+    return [launch for launch, done in zip(launches, ran, strict=True) if not done]
 
 
 def _rate(group: dict[str, Any], launch: Launch) -> float | Tensor:

@@ -8,6 +8,7 @@ from cases import LAYOUTS, SHAPES, in_layout
 
 from muon_kernels import extension, ops
 from muon_kernels.backends.device import current_stream
+from muon_kernels.dispatch import PLAIN
 from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, rows_of, view
 from muon_kernels.workspace import empty_batch
 
@@ -50,9 +51,8 @@ class Case:
         module = extension.load()
         self.wave = module.Wave(module.Chains([], [], [], []), self.xs, buffers[1::2], self.xs)
         self.workspace = torch.empty(self.elements, dtype=torch.float16, device=DEVICE)
-        self.step = module.WaveStep(
-            self.wave, self.grads, self.momenta, self.params, [1.0] * len(shapes), self.workspace.data_ptr()
-        )
+        lists = (module.read(tensors, PLAIN) for tensors in (self.grads, self.momenta, self.params))
+        self.step = module.WaveStep(self.wave, range(len(shapes)), *lists, [1.0] * len(shapes))
         assert self.step.fits()
         self.scratch = torch.empty(self.step.scratch(), dtype=torch.float64, device=DEVICE)
 
@@ -64,6 +64,7 @@ class Case:
         self.step.launch(
             *(o["momentum"], o["nesterov"], o["maximize"], scalars[0], self.eps, 1.0),
             *(0.0, 0.0, 0, False, scalars[1]),  # weight_decay, lr, lr_device and its kind, found_inf
+            self.workspace.data_ptr(),
             self.scratch.data_ptr(),
             current_stream(self.workspace.device),
         )

@@ -129,6 +129,15 @@ def test_parameters_whose_data_were_replaced(optimizer, planned):
     assert all(torch.equal(a, b) for a, b in zip(params_of(optimizer), expected, strict=True))
 
 
+def test_states_that_were_replaced_in_another_order(optimizer):
+    step(optimizer)
+    for p in reversed(params_of(optimizer)):
+        optimizer.state[p] = {"momentum_buffer": torch.randn_like(optimizer.state.pop(p)["momentum_buffer"])}
+    expected = fresh_step(optimizer, 1)
+    step(optimizer, 1)
+    assert all(map(torch.equal, params_of(optimizer), expected))
+
+
 @pytest.mark.parametrize(
     "momentum",
     [torch.zeros(8, 12), torch.zeros(12, 9), torch.zeros(96), torch.zeros(12, 8, dtype=torch.int8)],

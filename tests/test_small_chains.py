@@ -10,7 +10,7 @@ from test_build import ROOT
 
 from muon_kernels.backends import reference
 from muon_kernels.coefficients import resolve_coefficients
-from muon_kernels.orthogonalize import _gram_plan, _plan
+from muon_kernels.orthogonalize import _gram_plan, chain_plan
 from muon_kernels.program import BUFFER_FIELDS, PRODUCT_FIELDS, SCALAR_FIELDS, ProgramBuilder, rows_of, view
 
 METHODS = ["standard", "gram", "squaring"]
@@ -110,7 +110,7 @@ def assert_same(planner, program, inputs, outputs):
 
 
 def plan_of(groups, method, dtype, steps=5, factored=True):
-    return _plan(tuple(groups), tuple(resolve_coefficients("original", steps)), method, dtype, factored)
+    return chain_plan(tuple(groups), tuple(resolve_coefficients("original", steps)), method, dtype, factored)
 
 
 @pytest.mark.parametrize("method", METHODS)

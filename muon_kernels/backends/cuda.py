@@ -170,8 +170,8 @@ OPS: dict[str, Callable[..., None]] = {
 }
 
 
-WHOLES: dict[str, Callable[..., bool]] = {"wave": cuda_wave.wave}
-"""What does the work of several ops in one call; returns whether it has."""
+WHOLES: dict[str, Callable[..., list[bool]]] = {"waves": cuda_wave.waves}
+"""What does the work of several ops in one call; returns whether it has, for each part."""
 
 
 def _check_contiguous(sumsq: Tensor) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 
 
-@contextmanager
-def on_device(device: torch.device) -> Iterator[None]:
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """Makes a CUDA device current if it is not; nothing happens for the CPU, where Triton's interpreter runs."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
-        yield
-    else:
-        with torch.cuda.device(device):
-            yield
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def current_stream(device: torch.device) -> int:

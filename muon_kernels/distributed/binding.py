@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..described import describe
 from ..matrices import Layout, split
-from ..schedule import describe
 from .dtensors import is_dtensor, local, spec
 from .errors import UnsupportedPlacement
 from .layout import Parameter, Placement, Run, held, local_shape
@@ -110,7 +110,7 @@ def describe_tensors(params: list[Tensor], members: list[Member], momenta: list[
     flattened = [pair for *pair, b in zip(params, momenta, members, strict=True) if b.layout == "flatten"]
     contiguous = [local(x).is_contiguous() for pair in flattened for x in pair]
     missing = [grad is None for grad in grads]
-    return members, missing, contiguous, list(map(spec, tensors)), describe(list(map(local, tensors)))
+    return members, missing, contiguous, list(map(spec, tensors)), describe(list(map(local, tensors))).like
 
 
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:

@@ -160,5 +160,6 @@ def test_the_largest_matrix_of_a_whole_wave(host_module, elements, fits):
     one, whole = (0, 1, 1, 1, 1, 1), (0, 1, 1, elements, elements, elements)
     wave = host_module.Wave(host_module.Chains([], [], [], []), [whole], [one], [whole])
     expanded = [torch.zeros(1, 1).expand(1, elements)]
-    step = host_module.WaveStep(wave, expanded, expanded, [torch.zeros(1, 1)], [1.0], 0)
+    lists = (host_module.read(tensors, dispatch.PLAIN) for tensors in (expanded, expanded, [torch.zeros(1, 1)]))
+    step = host_module.WaveStep(wave, [0], *lists, [1.0])
     assert step.fits() == fits
