@@ -2,9 +2,8 @@
 //
 // Time = fixed + rounds * (k steps * step + tile), where a round is one tile on every cluster and a step is 64 of k; a
 // step takes as long as the slowest of shared memory, L2 and the tensor cores. Figures in microseconds, fitted to two
-// runs on an H100 of 700 W: over 25 shapes the choice cost 1.2 % in the mean and 9 % at worst against the best tile
-// (bench/NOTES.md). Since then the cooperative shapes store later; their tile is 2.5 instead of 4, by hand and not by a new
-// fit, so that 16 x 2048^3 goes to WidePair, which was faster there.
+// runs on an H100 of 700 W, then set by hand where whole steps, and products that ran for a quarter of a second at the clock
+// that its power allows, said otherwise (bench/NOTES.md).
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -23,23 +22,24 @@ struct Costs {
   float tensor_step;  // the sustained rate of the tensor cores when every multiprocessor computes
   float tile;         // of the epilogue, what the next tile's products do not hide
   float mirrored;     // the same of a symmetric tile, which is stored twice
+  float applied;      // the same where parameters are stepped
   float fixed;        // launch, filling the stages, the last epilogue
 };
 
 constexpr Costs kCosts[] = {
-    {0.585f, 0.459f, 0.710f, 2.5f, 5.0f, 8.0f},  // WidePair
-    {0.366f, 0.344f, 0.390f, 0.9f, 1.1f, 7.0f},  // Pair
-    {0.474f, 0.574f, 0.530f, 0.8f, 0.0f, 6.0f},  // Oblong
-    {0.585f, 0.740f, 0.710f, 2.5f, 5.0f, 6.3f},  // Wide
-    {0.146f, 0.200f, 0.100f, 0.4f, 0.5f, 4.0f},  // Small
-    {0.366f, 0.459f, 0.355f, 0.6f, 0.7f, 5.0f},  // Square
+    {0.585f, 0.459f, 0.710f, 2.5f, 4.5f, 8.0f, 8.0f},  // WidePair
+    {0.366f, 0.344f, 0.400f, 0.9f, 1.1f, 0.0f, 7.0f},  // Pair
+    {0.474f, 0.610f, 0.530f, 0.8f, 0.0f, 0.8f, 6.0f},  // Oblong
+    {0.585f, 0.740f, 0.710f, 2.5f, 6.0f, 0.0f, 6.3f},  // Wide
+    {0.146f, 0.200f, 0.100f, 0.4f, 0.5f, 0.4f, 4.0f},  // Small
+    {0.366f, 0.459f, 0.355f, 0.6f, 0.7f, 0.0f, 5.0f},  // Square
 };
 
 // Of a round of whole tiles: 256 bytes a cycle through shared memory instead of 160, for a quarter of the products.
 constexpr float kQuarterRound = 0.45f;
 
 template <bool kSymmetric, class Shape>
-float predicted_time(const Costs& costs, const GemmItem* items, int64_t count, int multiprocessors) {
+float predicted_time(const Costs& costs, float tile, const GemmItem* items, int64_t count, int multiprocessors) {
   using Order = typename sm90::Walk<Shape, kSymmetric>::Order;
   const float clusters = static_cast<float>(multiprocessors / Shape::kCluster);
   float tasks = 0, halves = 0, steps = 0;
@@ -61,13 +61,15 @@ float predicted_time(const Costs& costs, const GemmItem* items, int64_t count, i
   }
   const float busy = std::min(1.0f, (tasks + halves) / clusters);
   const float step = std::max(costs.shared_step, busy * std::max(costs.l2_step, costs.tensor_step));
-  return costs.fixed + rounds * (steps * step + (kSymmetric ? costs.mirrored : costs.tile));
+  return costs.fixed + rounds * (steps * step + tile);
 }
 
+// `tile`: what storing a tile costs.
 template <bool kSymmetric>
-auto cheapest(const GemmItem* items, int64_t count, int multiprocessors, int& best) {
+auto cheapest(float Costs::*tile, const GemmItem* items, int64_t count, int multiprocessors, int& best) {
   return [=, &best, time = std::numeric_limits<float>::max()](int index, auto shape) mutable {
-    const float here = predicted_time<kSymmetric, decltype(shape)>(kCosts[index], items, count, multiprocessors);
+    const Costs& costs = kCosts[index];
+    const float here = predicted_time<kSymmetric, decltype(shape)>(costs, costs.*tile, items, count, multiprocessors);
     if (here < time) best = index, time = here;
   };
 }
@@ -77,16 +79,16 @@ auto cheapest(const GemmItem* items, int64_t count, int multiprocessors, int& be
 int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors) {
   int best = 0;
   if (symmetric) {
-    sm90::for_each_shape<true>(cheapest<true>(items, count, multiprocessors, best));
+    sm90::for_each_shape<true>(cheapest<true>(&Costs::mirrored, items, count, multiprocessors, best));
   } else {
-    sm90::for_each_shape<false>(cheapest<false>(items, count, multiprocessors, best));
+    sm90::for_each_shape<false>(cheapest<false>(&Costs::tile, items, count, multiprocessors, best));
   }
   return best;
 }
 
 int sm90::choose_gemm_apply_tile(const GemmItem* items, int64_t count, int multiprocessors) {
   int best = 0;
-  sm90::for_each_apply_shape(cheapest<false>(items, count, multiprocessors, best));
+  sm90::for_each_apply_shape(cheapest<false>(&Costs::applied, items, count, multiprocessors, best));
   return best;
 }
 
