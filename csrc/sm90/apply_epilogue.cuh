@@ -15,6 +15,7 @@ template <typename Element, typename Param, class Shape>
 class ApplyEpilogue {
  public:
   static constexpr bool kThroughTensorMap = false;
+  static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;  // without a C to load, 24 are enough
   static constexpr int kKeptBoxes = 0;
 
   __device__ __forceinline__ ApplyEpilogue(const GemmTable&, uint32_t staging, uint32_t barrier_id, uint32_t thread,
@@ -56,13 +57,19 @@ class ApplyEpilogue {
       return Box(target, thread_, tile.row + first_row + 64 * (i / kBoxes), tile.col + kBox * (i % kBoxes), problem.m,
                  problem.n);
     };
+    uint32_t staged[2];
+    Params params[2];
+    const auto prepare = [&](int i) {
+      staged[i % 2] = stage(&acc[i / kBoxes][32 * (i % kBoxes)]);
+      params[i % 2] = load(at(i));
+    };
+    prepare(0);
 #pragma unroll
     for (int i = 0; i < kAll; ++i) {
-      const uint32_t staged = stage(&acc[i / kBoxes][32 * (i % kBoxes)]);
-      const Box box = at(i);
-      Params params = load(box);  // on their way while the others come to the barrier
+      if (kAhead && i + 1 < kAll) prepare(i + 1);
       named_barrier(barrier_id_, 128);
-      write(box, staged, step, params);
+      write(at(i), staged[i % 2], step, params[i % 2]);
+      if (!kAhead && i + 1 < kAll) prepare(i + 1);
     }
   }
 
@@ -74,10 +81,13 @@ class ApplyEpilogue {
   using Vector = Pack<Param, 16 / sizeof(Param)>;
   static constexpr int kVectors = kWidth * sizeof(Param) / 16;
 
-  // Parameters of a thread in one box. All are loaded before the first is used; those of the next box besides would spill
-  // (178 to 206 bytes at 128 x 192).
+  // Parameters come while those of the box before are written; for two boxes of 32 bits a parameter registers are too short
+  // (3 to 5 % slower).
+  static constexpr bool kAhead = sizeof(Param) == 2;
+
+  // Parameters of a thread in one box, as they lie in memory: as elements those of 16 bits would take a register each.
   struct Params {
-    Vector of[kRows][kVectors];
+    Word<Vector> of[kRows][kVectors];
   };
 
   struct Step {
@@ -111,7 +121,7 @@ class ApplyEpilogue {
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        if (i < box.rows) params.of[i][v] = load_pack(reinterpret_cast<const Vector*>(box.first + i * box.stride) + v);
+        if (i < box.rows) params.of[i][v] = reinterpret_cast<const Word<Vector>*>(box.first + i * box.stride)[v];
       }
     }
     return params;
@@ -119,9 +129,10 @@ class ApplyEpilogue {
 
   // Rounds a box and brings it to shared memory; returns where. `part`: this thread's 32 accumulators of it.
   __device__ __forceinline__ uint32_t stage(const float* part) {
-    // Two boxes take turns: who writes one has passed the barrier that all came to after they had read it.
+    // Three boxes take turns: who writes one has passed the barrier that all came to after they had read it.
+    static_assert(Shape::kStagingBoxes >= 3);
     const uint32_t box = staging_ + next_ * Shape::kStagingBytes;
-    next_ ^= 1;
+    next_ = (next_ + 1) % 3;
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       uint32_t fragments[4];
@@ -131,7 +142,7 @@ class ApplyEpilogue {
     return box;
   }
 
-  __device__ __forceinline__ void write(const Box& box, uint32_t staged, const Step& step, Params& params) const {
+  __device__ __forceinline__ void write(const Box& box, uint32_t staged, const Step& step, const Params& params) const {
     if (step.skip) return;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -145,13 +156,17 @@ class ApplyEpilogue {
                      : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
                      : "r"(source));
 #pragma unroll
-        for (int e = 0; e < kWidth; ++e) {
-          Param& element = params.of[i][e * kVectors / kWidth].value[e % (kWidth / kVectors)];
-          const float2 pair = unpack<Element>(pairs[e / 2]);
-          element = from_float<Param>(next(&element, step, e % 2 ? pair.y : pair.x));
-        }
+        for (int v = 0; v < kVectors; ++v) {
+          constexpr int kElements = kWidth / kVectors;
+          Vector vector;
+          memcpy(&vector, &params.of[i][v], sizeof(vector));
 #pragma unroll
-        for (int v = 0; v < kVectors; ++v) store_pack(reinterpret_cast<Vector*>(p) + v, params.of[i][v]);
+          for (int e = 0; e < kElements; ++e) {
+            const float2 pair = unpack<Element>(pairs[(v * kElements + e) / 2]);
+            vector.value[e] = from_float<Param>(next(&vector.value[e], step, e % 2 ? pair.y : pair.x));
+          }
+          store_pack(reinterpret_cast<Vector*>(p) + v, vector);
+        }
       } else {
 #pragma unroll 1
         for (int e = 0; e < box.cols; ++e) {

@@ -20,6 +20,7 @@ class Epilogue {
 
  public:
   static constexpr bool kThroughTensorMap = true;
+  static constexpr int kLoaderRegisters = 40, kConsumerRegisters = 232;
   // Cooperative warpgroups have nobody who multiplies while they store: they keep a tile, rounded, and store it box by
   // box during the products of the next.
   static constexpr int kKeptBoxes = Shape::kAlternating ? 0 : kBoxes;

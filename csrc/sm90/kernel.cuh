@@ -31,6 +31,8 @@ __device__ __forceinline__ void compute_tile(const GemmTable& table, const TileA
 template <typename Element, Major kMajorA, Major kMajorB, bool kSymmetric, class Shape, class Output,
           typename... Parameters>
 __device__ __forceinline__ void compute_tiles(const GemmTable& table, int* counter, const Parameters&... parameters) {
+  // A block is launched with 168 registers a thread; for more than these a warpgroup would wait for ever.
+  static_assert(Output::kLoaderRegisters + kConsumers * Output::kConsumerRegisters <= (1 + kConsumers) * 168);
   extern __shared__ uint8_t shared[];
   const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
   Ring<Shape> ring{base, base + Shape::kBarrierOffset, {}};
@@ -58,7 +60,7 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, int* count
   grid_wait_for_dependencies();  // nothing above touches memory that another kernel writes: the counter is our own
 
   if (warpgroup == 0) {
-    registers_release<40>();
+    registers_release<Output::kLoaderRegisters>();
     if (loads) {
       for (int task; (task = tasks.next()) >= 0;) {
         const TileAt tile = Walk<Shape, kSymmetric>::locate(table, task, rank);
@@ -69,7 +71,7 @@ __device__ __forceinline__ void compute_tiles(const GemmTable& table, int* count
     }
     __syncwarp();
   } else {
-    registers_acquire<232>();
+    registers_acquire<Output::kConsumerRegisters>();
     const uint32_t consumer = warpgroup - 1;
     const uint32_t thread = threadIdx.x % 128;
     const int first_row = Shape::kAlternating ? 0 : static_cast<int>(consumer) * Shape::kRowsPerConsumer;

@@ -32,10 +32,13 @@ void for_each_shape(F&& f) {
   f(5, Square());
 }
 
-// Those of gemm_apply, whose operands are as large as its parameters: never many small matrices.
+// gemm_apply's, whose epilogue needs three staging boxes. Its operands are as large as its parameters: never many small matrices.
+using ApplyPair = Tile<128, 256, 3, 3, 2, false>;
+
+// Calls f(index, shape) for every shape of gemm_apply, under the index of the shape whose costs it has.
 template <class F>
 void for_each_apply_shape(F&& f) {
-  f(0, WidePair());
+  f(0, ApplyPair());
   f(2, Oblong());
   f(4, Small());
 }
