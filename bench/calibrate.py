@@ -2,7 +2,7 @@
 
 Seconds of `batch` matrices of one shape = chain_seconds + batch (FLOPs / ns_flops + elements / ns_elements), by least
 squares of relative errors over the captured times of one column. The numbers go into muon_kernels/distributed/costs.py.
-Matrices whose shorter side is at most SMALL_SIDE are left out: their chains do not wait for one another.
+Matrices whose shorter side is at most SMALL_SIDE are left out: their chains wait for no launch of another product.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .floors import STEPS
 from .results import load
 
 SMALL_SIDE = 128
-"""Whole chains of such matrices run in one launch (kSmallSide in csrc/sm90/small_launch.h)."""
+"""Up to it a chain runs whole in one block, if that holds its matrices (kSmallSide in csrc/sm90/small_launch.h)."""
 
 Measured = tuple[tuple[int, int, int], float]
 """((rows, cols, batch), seconds)"""
