@@ -3,9 +3,9 @@
     python -m bench.scaling
     python -m bench.scaling bench/results/distributed-h200-x2.json bench/results/distributed-h200-x4.json
 
-Rates of one GPU are those measured on an H100 (muon_kernels/distributed/costs.py). The link beside measurements is their
-run's fastest all-to-all; from 8 GPUs on it is an assumption: HOST_LINK within a host of 8, NETWORK_LINK for everything,
-also within hosts, as soon as there are several.
+Rates of one GPU are those measured on an H100 (muon_kernels/distributed/costs.py). The link beside measurements is the
+fastest all-to-all of their run; from 8 GPUs on it is an assumption: HOST_LINK within a host of 8, NETWORK_LINK for
+everything, also within hosts, as soon as there are several.
 """
 
 from __future__ import annotations
