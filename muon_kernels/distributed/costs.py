@@ -64,6 +64,7 @@ def ns_seconds(rows: int, cols: int, steps: int, hardware: Hardware) -> float:
     return ns_flops(rows, cols, steps) / hardware.ns_flops + ns_elements(rows, cols) / hardware.ns_elements
 
 
-def cheaper_redundant(rows: int, cols: int, steps: int, element_size: int, hardware: Hardware) -> bool:
-    """Whether every replica multiplies a matrix sooner than its result travels; both sides without their constants."""
-    return ns_seconds(rows, cols, steps, hardware) < rows * cols * element_size / hardware.link
+def cheaper_redundant(rows: int, cols: int, steps: int, hardware: Hardware) -> bool:
+    """Whether every replica multiplies a matrix sooner than its result travels; both sides without their constants and
+    in 16 bit, which the rates are of: more bits slow a chain down no less than they slow down traffic."""
+    return ns_seconds(rows, cols, steps, hardware) < rows * cols * 2 / hardware.link
