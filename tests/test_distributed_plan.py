@@ -227,12 +227,13 @@ def test_whole_matrices_stay_where_they_are():
     assert sorted(a.owner for a in made.assignments if a.parameter) == [0, 1, 2, 3]
 
 
-def test_small_replicated_matrices_are_redundant_and_large_ones_spread():
-    params = [whole("small", (2, 64), (COPY,)), whole("large", (64, 64), (COPY,))]
-    assert cheaper_redundant(2, 64, 5, 2, OPTIONS["hardware"])
-    made = plan(Mesh.grid(4), params, **OPTIONS)
+@pytest.mark.parametrize("element_size", [2, 8])
+def test_small_replicated_matrices_are_redundant_and_large_ones_spread(element_size):
+    params = [whole(f"{rows}", (rows, 64), (COPY,)) for rows in (2, 8, 64)]
+    assert cheaper_redundant(2, 64, 5, OPTIONS["hardware"])
+    made = plan(Mesh.grid(4), params, **OPTIONS | {"element_size": element_size})
     kinds = {made.parameters[a.parameter].name: a.kind for a in made.assignments}
-    assert kinds == {"small": "redundant", "large": "owner"}
+    assert kinds == {"2": "redundant", "8": "owner", "64": "owner"}
 
 
 @pytest.mark.parametrize(

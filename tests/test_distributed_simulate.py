@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bench import calibrate
+from bench import calibrate, scaling
 from muon_kernels.distributed import simulate as module
 from muon_kernels.distributed.costs import HARDWARE, Hardware, ns_flops
 from muon_kernels.distributed.layout import Mesh, Parameter, Placement
@@ -29,7 +30,7 @@ def test_two_equal_matrices_on_two_ranks_by_hand():
     params = [Parameter(f"{i}", (64, 128), rows, rows, ((64,), (128,))) for i in range(2)]
     made = plan(Mesh.grid(2), params, steps=5, element_size=2, hardware=RATES)
     predicted = module.simulate(made, steps=5, hardware=RATES)
-    chain = (14 * 64**3 + 6 * 64**2 * 128) / 1e12 + 64 * 128 / 1e9 + 1e-4
+    chain = (14 * 64**3 + 6 * 64**2 * 128) / 1e12 + (64 * 128 + 64 * 64) / 1e9 + 1e-4
     half = 64 * 128 / 2 * 2 / 1e9
     elementwise = 64 * 128 * 24 / 1e10
     assert (predicted.chains, predicted.mean_chains) == pytest.approx((chain, chain))
@@ -55,12 +56,23 @@ def test_what_bounds_a_step():
 
 
 def test_rates_are_those_of_the_measured_table():
-    """One column of a results file, thirteen shapes and batches from 0.1 to 17 ms."""
-    measured = calibrate.captured_times(RESULTS / "orthogonalize-h100-c111ec6.json", "ours-cuda")
+    """One column of a results file: twelve shapes and batches from 0.09 to 18 ms, and small chains, which cost less."""
+    measured = calibrate.captured_times(RESULTS / "orthogonalize-h100.json", "ours-cuda")
     chain, flops, elements, errors = calibrate.fit(measured)
     rates = HARDWARE["cuda"]
-    assert (rates.chain_seconds, rates.ns_flops, rates.ns_elements) == pytest.approx((chain, flops, elements), rel=0.01)
-    assert len(errors) == 13 and abs(errors).max() < 0.08
+    assert (rates.chain_seconds, rates.ns_flops, rates.ns_elements) == pytest.approx((chain, flops, elements), rel=2e-3)
+    small = np.array([calibrate.is_small(shape) for shape, _ in measured])
+    assert len(errors) == 13 and abs(errors[~small]).max() < 0.042
+    assert small.sum() == 1 and errors[small] > 0
+
+
+@pytest.mark.parametrize(("ranks", "layouts"), [(2, 2), (4, 4)])
+def test_measured_steps_of_a_large_model(ranks, layouts):
+    """On H200s. Several GPUs take longer than predicted: products lose time beside exchanges."""
+    found = [c for c in scaling.compare(RESULTS / f"distributed-h200-x{ranks}.json") if c.row.cell.startswith("llama")]
+    alone, *shared = (c.error for c in found)
+    assert abs(alone) < 0.05
+    assert len(shared) == layouts and -0.1 < min(shared) <= max(shared) < 0
 
 
 @pytest.mark.parametrize("layout", module.LAYOUTS)
@@ -88,7 +100,9 @@ def test_one_rank_exchanges_nothing():
     predicted = module.simulate(made, steps=5, hardware=RATES)
     assert predicted.exchanges == predicted.sent == 0
     flops, elements = sum(ns_flops(*shape, 5) for shape in MODELS["gpt2"].shapes().values()), 12 * 12 * 768**2
-    assert predicted.step == pytest.approx(flops / 1e12 + elements / 1e9 + made.waves * 1e-4 + 24 * elements / 1e10)
+    gram = 12 * 6 * 768**2
+    chains = flops / 1e12 + (elements + gram) / 1e9 + made.waves * 1e-4
+    assert predicted.step == pytest.approx(chains + 24 * elements / 1e10)
 
 
 def test_models_have_the_elements_that_they_are_named_for():

@@ -9,7 +9,8 @@ class Hardware(NamedTuple):
     """Rates of one rank.
 
     ns_flops: floating-point operations a second of a Newton-Schulz chain, counted as `ns_flops` does.
-    ns_elements: elements a second of what passes over a matrix once besides its chain (norm, division, copies).
+    ns_elements: elements a second of what the same passes over, counted as `ns_elements` does (norm, division, copies,
+        what products read and write).
     chain_seconds: what the chains that run together cost whatever their sizes (latencies of products that wait for
         one another).
     link: bytes a second that a rank sends, and at the same time receives.
@@ -32,14 +33,14 @@ class Hardware(NamedTuple):
 HARDWARE: dict[str, Hardware] = {
     "cpu": Hardware(5e10, 1e9, 1e-5, 1e9, 1e10, 2e-4, 1e-5),
     "cuda": Hardware(
-        ns_flops=6.5e14,
-        ns_elements=6.1e10,
-        chain_seconds=7.2e-5,
+        ns_flops=6.79e14,
+        ns_elements=1.5e11,
+        chain_seconds=6.65e-5,
         link=3e11,
         memory=2.7e12,
         collective_seconds=2e-5,
         peer_seconds=1e-6,
-        measured="one H100 80GB HBM3 (bench/results/orthogonalize-h100-c111ec6.json, elementwise-h100.json)",
+        measured="one H100 80GB HBM3 (bench/results/orthogonalize-h100.json, elementwise-h100.json)",
     ),
 }
 """By device type: what the planner decides with. Every rank must see the same numbers. "cpu": orders of magnitude."""
@@ -53,11 +54,17 @@ def ns_flops(rows: int, cols: int, steps: int) -> float:
     return min(standard, (4.0 * steps - 6.0) * m**3 + 6.0 * m * m * n) if steps > 2 else standard
 
 
+def ns_elements(rows: int, cols: int) -> int:
+    """Elements of a matrix and of its Gram matrix: of what a chain reads and writes."""
+    return rows * cols + min(rows, cols) ** 2
+
+
 def ns_seconds(rows: int, cols: int, steps: int, hardware: Hardware) -> float:
     """Predicted time that one matrix adds to the chains that run together."""
-    return ns_flops(rows, cols, steps) / hardware.ns_flops + rows * cols / hardware.ns_elements
+    return ns_flops(rows, cols, steps) / hardware.ns_flops + ns_elements(rows, cols) / hardware.ns_elements
 
 
-def cheaper_redundant(rows: int, cols: int, steps: int, element_size: int, hardware: Hardware) -> bool:
-    """Whether every replica multiplies a matrix sooner than its result travels; both sides without their constants."""
-    return ns_seconds(rows, cols, steps, hardware) < rows * cols * element_size / hardware.link
+def cheaper_redundant(rows: int, cols: int, steps: int, hardware: Hardware) -> bool:
+    """Whether every replica multiplies a matrix sooner than its result travels; both sides without their constants and
+    in 16 bit, which the rates are of: more bits slow a chain down no less than they slow down traffic."""
+    return ns_seconds(rows, cols, steps, hardware) < rows * cols * 2 / hardware.link

@@ -162,7 +162,7 @@ def plan(
         candidate
         for candidate in candidates
         if _has_replicas(mesh, parameters[candidate.parameter])
-        and cheaper_redundant(candidate.matrix.rows, candidate.matrix.cols, steps, element_size, hardware)
+        and cheaper_redundant(candidate.matrix.rows, candidate.matrix.cols, steps, hardware)
     }
     loads, owners = _assign(mesh, parameters, candidates, redundant)
     drafts = [_draft(mesh, parameters, c, owners[c], redundant=c in redundant) for c in candidates]
