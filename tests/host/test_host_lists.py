@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,14 +145,30 @@ def test_a_wave_that_does_not_fit_among_others(ops_called, monkeypatch):
     assert ops_called.count("prologue") == 3 * (1 + 4)
 
 
-def test_waves_share_one_workspace(monkeypatch):
+@pytest.fixture
+def allocated(monkeypatch):
+    """Sizes, in doubles, of the memory that waves in one call have taken."""
     sizes = []
-    empty = torch.empty
-    monkeypatch.setattr(cuda_wave.torch, "empty", lambda size, **kwargs: sizes.append(size) or empty(size, **kwargs))
+    noted = SimpleNamespace(**vars(torch))
+    noted.empty = lambda size, **kwargs: sizes.append(size) or torch.empty(size, **kwargs)
+    monkeypatch.setattr(cuda_wave, "torch", noted)
+    return sizes
+
+
+def test_waves_share_one_workspace(allocated):
     params = make_params(torch.float32, SHAPES)
     set_grads(params, 0)
     Muon(params, max_workspace_bytes=1, **OPTIONS).step()
-    assert len(sizes) == 1
+    assert len(allocated) == 1
+
+
+def test_a_wave_that_does_not_fit_takes_no_part_of_the_workspace(allocated):
+    small = make_params(torch.float32, [(8, 12)])
+    large = nn.Parameter(torch.randn(400, 64).mT)  # wide and transposed
+    for params in (small, [*small, large]):
+        set_grads(params, 0)
+        Muon(params, max_workspace_bytes=1, **OPTIONS).step()
+    assert len(allocated) == 2 and allocated[0] == allocated[1]
 
 
 def test_a_refused_scalar_changes_no_wave():
