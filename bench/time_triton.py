@@ -20,7 +20,7 @@ from .timing import microseconds
 from .tune_triton import SHAPES
 
 TENSORS = [(1, (8192, 8192)), (48, (768, 3072)), (112, (2048, 2048)), (1000, (128, 256)), (1000, (16, 64))]
-"""count, shape."""
+"""Of the lists for the elementwise ops: count, shape."""
 
 
 def time_products(batch: int, m: int, n: int, dtype: torch.dtype) -> None:
@@ -38,6 +38,7 @@ def time_products(batch: int, m: int, n: int, dtype: torch.dtype) -> None:
 def report_product(
     op: str, a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], plain: Callable[[], object]
 ) -> None:
+    """Times an op on lists of one batch each, and `plain`, which is torch's call for the same, and prints both."""
     ours, torchs = microseconds(partial(getattr(ops, op), a, b, c, outs, alpha=2.0, beta=0.5)), microseconds(plain)
     batch, m, n = outs[0].shape
     k, device = a[0].shape[2], outs[0].device
@@ -59,24 +60,28 @@ def copy_rate() -> float:
 
 
 def time_elementwise(count: int, shape: tuple[int, int], rate: float) -> None:
-    """One step's elementwise ops on `count` float32 tensors with 16-bit outs."""
+    """One step's elementwise ops on `count` float32 tensors with 16-bit outs.
+
+    Args:
+        rate: of a copy, in TB/s.
+    """
     grads, momenta, params = ([torch.randn(shape, device="cuda") for _ in range(count)] for _ in range(3))
     batch = torch.empty(count, *shape, device="cuda", dtype=torch.bfloat16)
     sumsq = torch.empty(count, device="cuda", dtype=torch.float64)
     outs = list(batch.unbind(0))
-    calls: dict[str, tuple[int, Callable[[], object]]] = {
+    calls: dict[str, tuple[int, Callable[[], object]]] = {  # with the bytes that an element takes, read and written
         "prologue": (14, partial(ops.prologue, grads, momenta, outs, sumsq, momentum=0.9)),
         "normalize": (4, partial(ops.normalize, [batch], sumsq, [torch.empty_like(batch)], eps=1e-7)),
         "apply": (10, partial(ops.apply, params, outs, lr=1e-9, scales=[1.0] * count)),
     }
-    for name, (width, call) in calls.items():
+    for name, (size, call) in calls.items():
         spent = microseconds(call)
         start = time.perf_counter()
         for _ in range(10):
             call()
         host = (time.perf_counter() - start) * 1e5
         torch.cuda.synchronize()
-        achieved = 1e-6 * batch.numel() * width / spent
+        achieved = 1e-6 * batch.numel() * size / spent
         print(
             f"{name:<10} {count:>5} x {shape!s:<13} {spent:9.1f} us, {achieved:5.2f} TB/s, "
             f"{achieved / rate:4.0%} of a copy; host {host:6.0f} us a call",

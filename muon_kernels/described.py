@@ -18,7 +18,8 @@ class Described(NamedTuple):
     """A list of tensors, and what is known of it.
 
     like: shape, dtype and device of each, and whether it is strided, as something to compare. It holds no tensor.
-    read: the tensors as the CUDA kernels take them; None without the extension, or if someone else listens to one.
+    read: the tensors as the CUDA kernels take them; None without the extension, for a compiler, or if one of them is
+        not plain: a subclass's, or without memory of its own to point to (sparse, meta).
     """
 
     tensors: list[Tensor]
@@ -36,7 +37,7 @@ class Described(NamedTuple):
 
 
 def describe(tensors: list[Tensor]) -> Described:
-    """Reads a list, whose tensors keep their shapes and their memory as long as that is in use."""
+    """Reads a list. As long as the result is in use, neither the list nor its tensors' shapes and memory may change."""
     if not torch.compiler.is_compiling() and extension.unavailable_reason() is None:
         read = extension.load().read(tensors, PLAIN)  # in a quarter of the time
         if read is not None:

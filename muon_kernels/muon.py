@@ -313,7 +313,17 @@ class Muon(ExactStateOptimizer):
     def _plan(
         self, number: int, work: _Work, targets: list[Tensor], described: tuple[Described, Described]
     ) -> list[tuple[Bucket, list[Described], list[Launch]]]:
-        """What of a group with Muon is launched together, one after the other; of another nothing."""
+        """What of a group with Muon is launched together, one after the other; of another nothing.
+
+        Args:
+            number: of the group.
+            targets: what is stepped of each of the parameters.
+            described: the group's parameters and gradients.
+
+        Returns:
+            Of each list of launches that differ in their matrices alone: the group's bucket, its parameters, gradients
+            and momenta described, and the launches.
+        """
         if not work.group["use_muon"]:
             return []
         params, grads = described

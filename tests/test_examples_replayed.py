@@ -7,7 +7,7 @@ from _replayed import EAGER_STEPS, replayed
 from muon_kernels import Muon
 
 
-def losses(device: torch.device, replay: bool, steps: int) -> list[float]:
+def losses(device: torch.device, replay: bool, steps: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(24, 16, generator=generator).to(device))
     optimizer = Muon([weight], 0.05, 0.0)

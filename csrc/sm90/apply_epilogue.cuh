@@ -81,8 +81,8 @@ class ApplyEpilogue {
   using Vector = Pack<Param, 16 / sizeof(Param)>;
   static constexpr int kVectors = kWidth * sizeof(Param) / 16;
 
-  // Parameters come while those of the box before are written; for two boxes of 32 bits a parameter registers are too short
-  // (3 to 5 % slower).
+  // Parameters come while those of the box before are written. Not those of 32 bits: two boxes of them take too many
+  // registers (3 to 5 % slower).
   static constexpr bool kAhead = sizeof(Param) == 2;
 
   // Parameters of a thread in one box, as they lie in memory: as elements those of 16 bits would take a register each.

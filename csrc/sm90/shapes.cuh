@@ -32,10 +32,11 @@ void for_each_shape(F&& f) {
   f(5, Square());
 }
 
-// gemm_apply's, whose epilogue needs three staging boxes. Its operands are as large as its parameters: never many small matrices.
+// WidePair for gemm_apply, whose epilogue needs three staging boxes.
 using ApplyPair = Tile<128, 256, 3, 3, 2, false>;
 
-// Calls f(index, shape) for every shape of gemm_apply, under the index of the shape whose costs it has.
+// Calls f(index, shape) for every shape of gemm_apply, under the index of the shape whose costs it has. Its operands are
+// as large as its parameters: never many small matrices.
 template <class F>
 void for_each_apply_shape(F&& f) {
   f(0, ApplyPair());

@@ -54,14 +54,15 @@ def waves(
     fit = [step.fits() for step in steps]
     if not any(fit):
         return fit
+    fitting = list(compress(steps, fit))
     # For one wave after the other: a workspace, and behind it what `WaveStep.scratch` counts.
-    doubles = -(-max(plan.program.elements for plan, _, _ in waves) // 4)
-    sums = max(step.scratch() for step in steps)
+    doubles = -(-max(plan.program.elements for plan, _, _ in compress(waves, fit)) // 4)
+    sums = max(step.scratch() for step in fitting)
     with on_device(device):
         stream = current_stream(device)
         memory = torch.empty(doubles + sums, dtype=torch.float64, device=device)
         workspace = memory.data_ptr()
-        for step in compress(steps, fit):
+        for step in fitting:
             step.launch(*arguments, workspace, workspace + 8 * doubles, stream)
     stepped = [i for _, order, _ in compress(waves, fit) for i in order]
     for written in (momenta.tensors, params.tensors):
