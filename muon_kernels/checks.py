@@ -55,9 +55,13 @@ def check_rates(options: dict[str, Any]) -> None:
 
 
 def check_lr(lr: float | Tensor) -> None:
-    """Raises ValueError for a tensor of more than one element."""
-    if isinstance(lr, Tensor) and lr.numel() != 1:
+    """Raises for a tensor of more than one element, or of another dtype than the kernels read."""
+    if not isinstance(lr, Tensor):
+        return
+    if lr.numel() != 1:
         raise ValueError(f"lr must be a float or a one-element tensor, got shape {list(lr.shape)}")
+    if lr.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"lr must be a float or a float32 or float64 tensor, got {lr.dtype}")
 
 
 MUON_OPTIONS = (

@@ -67,8 +67,8 @@ class Muon(ExactStateOptimizer):
             `use_muon=False`. Such a group may hold `algorithm` ("adamw", the default, or "nadam"), `betas`
             ((0.9, 0.95)), `eps` (1e-8), and `lr` and `weight_decay`, which come from the arguments below if it does
             not.
-        lr: learning rate; a one-element tensor on the parameters' device is read by the kernels, so that a captured
-            CUDA graph follows a scheduler.
+        lr: learning rate; a one-element float32 or float64 tensor on the parameters' device is read by the kernels, so
+            that a captured CUDA graph follows a scheduler.
         weight_decay: decoupled: p <- (1 - lr * weight_decay) p.
         momentum: decay of the gradient average, in [0, 1).
         nesterov: look ahead by one step.

@@ -18,6 +18,7 @@ MATRIX = [(4, 6)]
         ({"lr": float("nan")}, ValueError, "lr must be >= 0 and finite, got nan"),
         ({"lr": float("inf")}, ValueError, "lr must be >= 0 and finite, got inf"),
         ({"lr": torch.tensor([0.1, 0.2])}, ValueError, r"lr must be a float or a one-element tensor, got shape \[2\]"),
+        ({"lr": torch.tensor(1)}, TypeError, r"lr must be a float or a float32 or float64 tensor, got torch\.int64"),
         ({"lr": torch.tensor(-0.1)}, ValueError, "lr must be >= 0 and finite"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be >= 0 and finite, got -0.1"),
         ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),

@@ -155,11 +155,18 @@ def test_a_momentum_that_is_not_like_its_parameter(optimizer, momentum):
     assert torch.equal(optimizer.state[params_of(optimizer)[0]]["momentum_buffer"], kept)
 
 
-def test_a_learning_rate_of_several_elements(optimizer):
+@pytest.mark.parametrize(
+    ("lr", "error", "message"),
+    [
+        (torch.tensor([0.1, 0.2]), ValueError, r"lr must be a float or a one-element tensor, got shape \[2\]"),
+        (torch.tensor(0.1, dtype=torch.bfloat16), TypeError, r"float32 or float64 tensor, got torch\.bfloat16"),
+    ],
+)
+def test_a_learning_rate_that_no_kernel_reads(optimizer, lr, error, message):
     step(optimizer)
     before = [p.detach().clone() for p in params_of(optimizer)]
-    optimizer.param_groups[0]["lr"] = torch.tensor([0.1, 0.2])
-    with pytest.raises(ValueError, match=r"lr must be a float or a one-element tensor, got shape \[2\]"):
+    optimizer.param_groups[-1]["lr"] = lr
+    with pytest.raises(error, match=message):
         step(optimizer, 1)
     assert all(torch.equal(a, b) for a, b in zip(params_of(optimizer), before, strict=True))
 
