@@ -82,7 +82,7 @@ class Subject:
         """What a step needs at its peak beyond parameters, gradients and one momentum for each."""
         if self.device.type != "cuda":
             return None
-        self._allocated()
+        torch._C._cuda_clearCublasWorkspaces()  # as for what was held before: nobody's
         torch.cuda.reset_peak_memory_stats(self.device)
         self.step()
         synchronize(self.device)
@@ -120,7 +120,7 @@ class Subject:
     def _allocated(self) -> int:
         if self.device.type != "cuda":
             return 0
-        torch._C._cuda_clearCublasWorkspaces()  # of the ceilings and of the accuracy gate's products: they are nobody's
+        torch._C._cuda_clearCublasWorkspaces()  # of the ceilings' and the accuracy gate's products
         return torch.cuda.memory_allocated(self.device)
 
 
