@@ -129,7 +129,8 @@ def counted_collectives():
     originals = {name: getattr(dist, name) for name in ("all_to_all_single", "all_gather")}
 
     def all_to_all_single(receive, send, receive_splits, send_splits, **kwargs):
-        calls.append(("all_to_all_single", (sum(send_splits) - send_splits[rank]) * send.element_size()))
+        assert send_splits[rank] == receive_splits[rank] == 0
+        calls.append(("all_to_all_single", sum(send_splits) * send.element_size()))
         return originals["all_to_all_single"](receive, send, receive_splits, send_splits, **kwargs)
 
     def all_gather(heard, mine, **kwargs):

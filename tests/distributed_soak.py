@@ -98,10 +98,10 @@ def die_before_exchange(point: int) -> None:
     """This process ends when it would begin its exchange number `point`, counted from now."""
     begun, start = iter(range(point)), Team.start
 
-    def start_or_die(team: Team, exchange: Exchange, send: Tensor, what: str) -> Transfer:
+    def start_or_die(team: Team, exchange: Exchange, send: Tensor, receive: Tensor, what: str) -> Transfer:
         if next(begun, None) is None:
             die()
-        return start(team, exchange, send, what)
+        return start(team, exchange, send, receive, what)
 
     Team.start = start_or_die
 

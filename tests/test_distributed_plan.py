@@ -51,14 +51,19 @@ def cut(array, piece):
     return array[piece.lead][piece.row : piece.row + piece.rows, piece.col : piece.col + piece.cols]
 
 
-def all_to_all(exchanges, sends):
-    """What torch's all_to_all_single does; the splits of every pair must agree."""
+def all_to_all(exchanges, buffers):
+    """What torch's all_to_all_single does to (send, receive) of every rank; the splits of every pair must agree."""
     offsets = [np.concatenate([[0], np.cumsum(e.send_splits)]) for e in exchanges]
-    received = []
     for to, exchange in enumerate(exchanges):
         assert exchange.receive_splits == tuple(e.send_splits[to] for e in exchanges)
-        received.append(np.concatenate([s[o[to] : o[to + 1]] for s, o in zip(sends, offsets, strict=True)]))
-    return received
+        assert exchange.receive_splits[to] == 0
+        came = np.concatenate([send[o[to] : o[to + 1]] for (send, _), o in zip(buffers, offsets, strict=True)])
+        buffers[to][1][: len(came)] = came
+    return [receive for _, receive in buffers]
+
+
+def empty_buffers(exchange):
+    return [np.full(size, -1) for size in exchange.sizes]
 
 
 def write(buffer, segment, values):
@@ -75,41 +80,41 @@ def simulate(made):
     state = [[local_indices(p, p.state, mesh, r) for p in made.parameters] for r in ranks]
     result = [[np.full(local_shape(p, p.param, mesh, r), -1) for p in made.parameters] for r in ranks]
     for waves in zip(*(schedule(made, r) for r in ranks), strict=True):
-        sends = []
+        filled = []
         for r, wave in enumerate(waves):
-            buffer = np.full(sum(wave.gather.send_splits) + 10**4, -1)
-            seen = set()
-            for s in wave.gather.send:
-                write(buffer, s, cut(state[r][made.assignments[s.number].parameter], s.piece))
-                assert seen.isdisjoint(range(s.offset, s.stop))
-                seen.update(range(s.offset, s.stop))
-            assert all(s.offset == len(seen) for s in wave.gather.discarded)
-            sends.append(buffer)
-        gathered = all_to_all([w.gather for w in waves], sends)
-        sends = []
+            send, receive = empty_buffers(wave.gather)
+            for buffer, segments in ((send, wave.gather.send), (receive, wave.gather.kept)):
+                for s in segments:
+                    assert (read(buffer, s) == -1).all()
+                    write(buffer, s, cut(state[r][made.assignments[s.number].parameter], s.piece))
+            assert all(s.offset == sum(wave.gather.send_splits) for s in wave.gather.discarded)
+            filled.append((send, receive))
+        gathered = all_to_all([w.gather for w in waves], filled)
+        filled = []
         for wave, buffer in zip(waves, gathered, strict=True):
             whole = {n: np.full(made.assignments[n].matrix[3:], -1) for n in wave.owned}
-            for s in wave.gather.receive:
+            for s in wave.gather.arrived:
                 target = whole[s.number][s.piece.at_row :, s.piece.at_col :][: s.piece.rows, : s.piece.cols]
                 assert (target == -1).all()
                 target[:] = read(buffer, s)
             assert all((matrix >= 0).all() for matrix in whole.values())
-            out = np.full(sum(wave.scatter.send_splits), -1)
-            for s in wave.scatter.send:
-                write(out, s, whole[s.number][s.piece.at_row :, s.piece.at_col :][: s.piece.rows, : s.piece.cols])
-            sends.append(out)
-        scattered = all_to_all([w.scatter for w in waves], sends)
-        sends = []
+            send, receive = empty_buffers(wave.scatter)
+            for out, segments in ((send, wave.scatter.send), (receive, wave.scatter.kept)):
+                for s in segments:
+                    write(out, s, whole[s.number][s.piece.at_row :, s.piece.at_col :][: s.piece.rows, : s.piece.cols])
+            filled.append((send, receive))
+        scattered = all_to_all([w.scatter for w in waves], filled)
+        filled = []
         for wave, buffer in zip(waves, scattered, strict=True):
-            mine = {(s.number, s.piece.at_row, s.piece.at_col): s for s in wave.scatter.receive}
-            out = np.full(sum(wave.copy.send_splits), -1)
+            mine = {(s.number, s.piece.at_row, s.piece.at_col): s for s in wave.scatter.arrived}
+            send, receive = empty_buffers(wave.copy)
             for s in wave.copy.send:
-                write(out, s, read(buffer, mine[s.number, s.piece.at_row, s.piece.at_col]))
-            sends.append(out)
-        copied = all_to_all([w.copy for w in waves], sends)
+                write(send, s, read(buffer, mine[s.number, s.piece.at_row, s.piece.at_col]))
+            filled.append((send, receive))
+        copied = all_to_all([w.copy for w in waves], filled)
         for r, wave in enumerate(waves):
             for exchange, buffer in ((wave.scatter, scattered[r]), (wave.copy, copied[r])):
-                for s in exchange.receive:
+                for s in exchange.arrived:
                     cut(result[r][made.assignments[s.number].parameter], s.piece)[:] = read(buffer, s)
     return result
 
@@ -152,11 +157,7 @@ def test_loads_waves_and_order(problem, wave_bytes, random):
 
     def buffers(schedules):
         return [
-            2 * size
-            for waves in schedules
-            for w in waves
-            for e in (w.gather, w.scatter, w.copy)
-            for size in (sum(e.send_splits), sum(e.receive_splits))
+            2 * size for waves in schedules for w in waves for e in (w.gather, w.scatter, w.copy) for size in e.sizes
         ]
 
     schedules = [schedule(made, rank) for rank in range(mesh.size)]
@@ -168,7 +169,7 @@ def test_loads_waves_and_order(problem, wave_bytes, random):
     assert max(buffers(schedules), default=0) <= max(wave_bytes, max(buffers(alone), default=0))
     for a in made.assignments:
         waves = [schedule(replace(made, assignments=(a._replace(wave=0),)), rank)[0] for rank in range(mesh.size)]
-        sent = [[getattr(wave, name).sent_away(rank) for rank, wave in enumerate(waves)] for name in EXCHANGES]
+        sent = [[sum(getattr(wave, name).send_splits) for wave in waves] for name in EXCHANGES]
         assert (moved(made, a)[:, 0] == sent).all() and (moved(made, a).sum(axis=2)[:, 1] == np.sum(sent, axis=1)).all()
         assert (a.gathers, a.scatters, a.copies) == tuple(sum(row) > 0 for row in sent)
         assert (a.kind == "local") == (not np.any(sent) and a.kind != "redundant")
@@ -214,7 +215,7 @@ def test_thousands_of_ranks(sides, placements):
                     assert getattr(mine, name).send_splits[b] == getattr(theirs, name).receive_splits[a]
     number = max(range(len(made.assignments)), key=lambda i: made.assignments[i].matrix.rows)
     waves = schedule(made, made.owner_for(made.assignments[number], 0))
-    received = sum(s.stop - s.offset for w in waves for s in w.gather.receive if s.number == number)
+    received = sum(s.stop - s.offset for w in waves for s in w.gather.arrived if s.number == number)
     assert received == 14336 * 4096
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -27,44 +28,56 @@ class Segment(NamedTuple):
 class Exchange:
     """One all-to-all of a wave, as one rank sees it.
 
-    send, receive: segments in the order of the peers, and for each peer in the plan's order.
-    send_splits, receive_splits: elements for, and from, each peer.
+    send, receive: segments for, and from, the other ranks, in their order, and for each in the plan's order.
+    send_splits, receive_splits: elements for, and from, each rank; 0 for this one.
+    kept: segments that this rank has for itself, behind those of `receive`: they are written where they are read.
     discarded: segments for what has to be computed here and goes nowhere: all in one place after `send`.
-    moves: whether anything leaves any rank; if not, what is sent is what is received, and no collective runs.
+    moves: whether anything leaves any rank; if not, no collective runs.
     """
 
     send: tuple[Segment, ...]
     send_splits: tuple[int, ...]
     receive: tuple[Segment, ...]
     receive_splits: tuple[int, ...]
+    kept: tuple[Segment, ...]
     discarded: tuple[Segment, ...]
     moves: bool
 
     @cached_property
-    def received(self) -> dict[int, list[Segment]]:
-        """`receive` by assignment."""
-        return _by_number(self.receive)
+    def arrived(self) -> tuple[Segment, ...]:
+        """What the receive buffer holds in the end."""
+        return (*self.receive, *self.kept)
 
     @cached_property
-    def sent(self) -> dict[int, list[Segment]]:
+    def arrived_by_number(self) -> dict[int, list[Segment]]:
+        """`arrived` by assignment."""
+        return _by_number(self.arrived)
+
+    @cached_property
+    def sent_by_number(self) -> dict[int, list[Segment]]:
         """`send` by assignment."""
         return _by_number(self.send)
 
     @cached_property
-    def computed(self) -> int:
-        """Elements of a buffer that holds what is sent and what is discarded."""
-        return max((segment.stop for segment in (*self.send, *self.discarded)), default=0)
+    def kept_by_number(self) -> dict[int, list[Segment]]:
+        """`kept` by assignment."""
+        return _by_number(self.kept)
 
-    def sent_away(self, rank: int) -> int:
-        """Elements that leave `rank`, which must be the one this exchange is of."""
-        return sum(self.send_splits) - self.send_splits[rank]
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Elements of a buffer that holds what is sent and what is discarded, and of one for what arrives."""
+        return _end((*self.send, *self.discarded)), _end(self.arrived)
 
 
-def _by_number(segments: tuple[Segment, ...]) -> dict[int, list[Segment]]:
+def _by_number(segments: Sequence[Segment]) -> dict[int, list[Segment]]:
     found: dict[int, list[Segment]] = {}
     for segment in segments:
         found.setdefault(segment.number, []).append(segment)
     return found
+
+
+def _end(segments: Sequence[Segment]) -> int:
+    return max((segment.stop for segment in segments), default=0)
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,8 @@ class Wave:
 
     @cached_property
     def passed_on(self) -> tuple[Segment, ...]:
-        """For every segment that `copy` sends, the received one of `scatter` that it is."""
-        came = {(s.number, s.piece.at_row, s.piece.at_col): s for s in self.scatter.receive}
+        """For every segment that `copy` sends, what arrived of `scatter` that it is."""
+        came = {(s.number, s.piece.at_row, s.piece.at_col): s for s in self.scatter.arrived}
         return tuple(came[s.number, s.piece.at_row, s.piece.at_col] for s in self.copy.send)
 
 
@@ -120,18 +133,18 @@ def _wave(plan: Plan, rank: int, assignments: list[tuple[int, Assignment]]) -> W
                         results.add(index, parameter.param, peer, peer)
     return Wave(
         tuple(owned),
-        _exchange(sent, gathered, unsent, moves=any(a.gathers for _, a in assignments)),
-        _exchange(results, scattered, None, moves=any(a.scatters for _, a in assignments)),
-        _exchange(forwarded, copied, None, moves=any(a.copies for _, a in assignments)),
+        _exchange(rank, sent, gathered, unsent, moves=any(a.gathers for _, a in assignments)),
+        _exchange(rank, results, scattered, None, moves=any(a.scatters for _, a in assignments)),
+        _exchange(rank, forwarded, copied, None, moves=any(a.copies for _, a in assignments)),
     )
 
 
-def _exchange(send: _Buffer, receive: _Buffer, unsent: _Buffer | None, *, moves: bool) -> Exchange:
-    sent, send_splits = send.laid_out(0)
-    received, receive_splits = receive.laid_out(0)
-    end = sum(send_splits)
-    discarded = tuple(segment._replace(offset=end) for segment in unsent.laid_out(0)[0]) if unsent else ()
-    return Exchange(sent, send_splits, received, receive_splits, discarded, moves)
+def _exchange(rank: int, send: _Buffer, receive: _Buffer, unsent: _Buffer | None, *, moves: bool) -> Exchange:
+    sent, send_splits = send.laid_out(besides=rank)
+    received, receive_splits = receive.laid_out(besides=rank)
+    kept = receive.of(rank, sum(receive_splits))
+    discarded = tuple(s._replace(offset=sum(send_splits)) for s in unsent.laid_out()[0]) if unsent else ()
+    return Exchange(sent, send_splits, received, receive_splits, kept, discarded, moves)
 
 
 class _Buffer:
@@ -148,12 +161,20 @@ class _Buffer:
         if found:
             self._by_peer.setdefault(peer, []).extend((index, piece) for piece in found)
 
-    def laid_out(self, offset: int) -> tuple[tuple[Segment, ...], tuple[int, ...]]:
-        """The segments from `offset` on, and the elements for each peer."""
-        segments, splits = [], [0] * self._plan.mesh.size
-        for peer, found in sorted(self._by_peer.items()):
-            for index, piece in found:
-                segments.append(Segment(index, piece, offset))
-                offset += piece.rows * piece.cols
-                splits[peer] += piece.rows * piece.cols
+    def laid_out(self, besides: int | None = None) -> tuple[tuple[Segment, ...], tuple[int, ...]]:
+        """The segments of all peers, besides one, and the elements for each."""
+        segments: list[Segment] = []
+        splits = [0] * self._plan.mesh.size
+        for peer in sorted(self._by_peer.keys() - {besides}):
+            start = _end(segments)
+            segments += self.of(peer, start)
+            splits[peer] = _end(segments) - start
         return tuple(segments), tuple(splits)
+
+    def of(self, peer: int, offset: int) -> tuple[Segment, ...]:
+        """The segments of one peer, from `offset` on."""
+        segments = []
+        for index, piece in self._by_peer.get(peer, ()):
+            segments.append(Segment(index, piece, offset))
+            offset = segments[-1].stop
+        return tuple(segments)

@@ -14,7 +14,7 @@ from ..coefficients import resolve_coefficients
 from ..orthogonalize import Orthogonalizer
 from ..schedule import chain_waves
 from ..variants.weight_decay import with_cautious_decay
-from .exchange import Segment, Wave
+from .exchange import Exchange, Segment, Wave
 from .layout import Piece
 from .moments import Moments
 from .plan import Plan
@@ -103,20 +103,26 @@ class BucketStep:
             self._moments.share()
         self._close()
 
+    def _buffers(self, exchange: Exchange, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """One to send from and one to receive into."""
+        send, receive = (torch.empty(size, dtype=dtype, device=self.device) for size in exchange.sizes)
+        return send, receive
+
     def _active(self, segments: Iterable[Segment]) -> list[Segment]:
         """Those of parameters that are stepped."""
         return [s for s in segments if self._parts[s.number].grad is not None]
 
     def _gather(self, wave: Wave) -> Transfer:
-        """The prologue, straight into the send buffer."""
+        """The prologue, straight into the buffers."""
         exchange = wave.gather
-        send = torch.empty(exchange.computed, dtype=self._wire, device=self.device)
+        send, receive = self._buffers(exchange, self._wire)
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        for segment in self._active((*exchange.send, *exchange.discarded)):
-            _, grad, momentum = self._parts[segment.number]
-            assert grad is not None
-            tensors = (_cut(grad, segment.piece), _cut(momentum, segment.piece), _read(send, segment))
-            by_dtype.setdefault(grad.dtype, []).append(tensors)
+        for buffer, segments in ((send, exchange.send), (send, exchange.discarded), (receive, exchange.kept)):
+            for segment in self._active(segments):
+                _, grad, momentum = self._parts[segment.number]
+                assert grad is not None
+                tensors = (_cut(grad, segment.piece), _cut(momentum, segment.piece), _read(buffer, segment))
+                by_dtype.setdefault(grad.dtype, []).append(tensors)
         for tensors_of_dtype in by_dtype.values():
             grads, momenta, outs = map(list, zip(*tensors_of_dtype, strict=True))
             dispatch.run(
@@ -132,7 +138,7 @@ class BucketStep:
                 grad_scale=self._grad_scale,
                 found_inf=self._found_inf,
             )
-        return self._bucket.team.start(exchange, send, "gathering momentum")
+        return self._bucket.team.start(exchange, send, receive, "gathering momentum")
 
     def _orthogonalize(self, wave: Wave, gathered: Tensor) -> Transfer:
         """Assembles the owned matrices, runs their chains, and sends the results off."""
@@ -143,7 +149,7 @@ class BucketStep:
             results = self._moments.dtype
         elif group["method"] == "svd":
             results = torch.float64 if self._wire == torch.float64 else torch.float32
-        send = torch.empty(sum(exchange.send_splits), dtype=results, device=self.device)
+        send, receive = self._buffers(exchange, results)
         owned = [n for n in wave.owned if self._parts[n].grad is not None]
         shapes = [(self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned]
         rows = self._rows
@@ -159,31 +165,34 @@ class BucketStep:
                 device=self.device,
             )
             inputs = chain.inputs
-            received = [wave.gather.received[n] for n in numbers]
-            torch._foreach_copy_(_within(inputs, received), _read_all(gathered, received))
+            arrived = [wave.gather.arrived_by_number[n] for n in numbers]
+            torch._foreach_copy_(_within(inputs, arrived), _read_all(gathered, arrived))
             orthogonal = chain.run(inputs, None, eps=group["eps"], safety_factor=group["safety_factor"])
             if self._moments is not None:
                 orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
-            sent = [exchange.sent[n] for n in numbers]
-            torch._foreach_copy_(_read_all(send, sent), _within(orthogonal, sent))
-        return self._bucket.team.start(exchange, send, "scattering updates")
+            sent, kept = ([of.get(n, []) for n in numbers] for of in (exchange.sent_by_number, exchange.kept_by_number))
+            torch._foreach_copy_(
+                _read_all(send, sent) + _read_all(receive, kept), _within(orthogonal, sent) + _within(orthogonal, kept)
+            )
+        return self._bucket.team.start(exchange, send, receive, "scattering updates")
 
     def _pass_on(self, wave: Wave, leaving: Transfer) -> None:
         """Takes in what was copied of the wave before, sends this one's updates on to the other replicas, and applies
         what came here."""
         scattered = leaving.wait()
         self._apply_copied()
-        passed_on = [scattered[s.offset : s.stop] for s in wave.passed_on]
-        send = torch.cat(passed_on) if passed_on else scattered.new_empty(0)
-        self._copied = wave, self._bucket.team.start(wave.copy, send, "copying updates")
-        self._apply(wave.scatter.receive, scattered)
+        send, receive = self._buffers(wave.copy, scattered.dtype)
+        if wave.passed_on:
+            torch.cat([scattered[s.offset : s.stop] for s in wave.passed_on], out=send)
+        self._copied = wave, self._bucket.team.start(wave.copy, send, receive, "copying updates")
+        self._apply(wave.scatter.arrived, scattered)
 
     def _apply_copied(self) -> None:
         """Waits for what other replicas pass on, and applies it."""
         if self._copied is not None:
             wave, copied = self._copied
             self._copied = None
-            self._apply(wave.copy.receive, copied.wait())
+            self._apply(wave.copy.arrived, copied.wait())
 
     def _apply(self, segments: Sequence[Segment], buffer: Tensor) -> None:
         """Steps what lies here of the segments by their updates."""

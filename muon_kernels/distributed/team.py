@@ -69,20 +69,20 @@ class Team:
         with _named(what):
             dist.all_reduce(tensor, group=self.group)
 
-    def start(self, exchange: Exchange, send: Tensor, what: str) -> Transfer:
-        """Begins an all-to-all of `send`; elements beyond the splits stay here. No collective if nothing moves."""
-        if not exchange.moves:
-            return Transfer(send, None, what)
-        receive = torch.empty(sum(exchange.receive_splits), dtype=send.dtype, device=send.device)
-        with _named(what):
-            work = dist.all_to_all_single(
-                receive,
-                send[: sum(exchange.send_splits)],
-                list(exchange.receive_splits),
-                list(exchange.send_splits),
-                group=self.group,
-                async_op=True,
-            )
+    def start(self, exchange: Exchange, send: Tensor, receive: Tensor, what: str) -> Transfer:
+        """Begins an all-to-all of `send` into `receive`, buffers of the exchange's sizes; what is discarded or kept
+        stays as it is. No collective if nothing moves."""
+        work = None
+        if exchange.moves:
+            with _named(what):
+                work = dist.all_to_all_single(
+                    receive[: sum(exchange.receive_splits)],
+                    send[: sum(exchange.send_splits)],
+                    list(exchange.receive_splits),
+                    list(exchange.send_splits),
+                    group=self.group,
+                    async_op=True,
+                )
         return Transfer(receive, work, what)
 
 
@@ -95,7 +95,7 @@ class Transfer:
     what: str
 
     def wait(self) -> Tensor:
-        """What was received; on a CUDA device the current stream waits, not the host."""
+        """The receive buffer; on a CUDA device the current stream waits, not the host."""
         if self.work is not None:
             with _named(self.what):
                 self.work.wait()
