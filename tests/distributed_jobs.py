@@ -16,6 +16,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from muon_kernels import Muon
+from muon_kernels.distributed import results
+from muon_kernels.distributed import step as distributed_step
 from muon_kernels.distributed.dtensors import local
 from muon_kernels.variants import NorMuon
 
@@ -168,3 +170,20 @@ def explained() -> str:
     copied = nn.Parameter(LIES["replicated"].put(torch.zeros(2, 64), mesh))
     groups = [{"params": [("w", sharded), ("c", copied)]}, {"params": [("mine", nn.Parameter(torch.zeros(3, 4)))]}]
     return Muon(groups, compute_dtype=torch.bfloat16).explain()
+
+
+def written_by_products(lies: Lies) -> int:
+    """Compares with one process where small pieces count as large ones; returns how often products wrote results."""
+    calls, multiply, smallest = [], distributed_step.multiply, results.MINIMUM_SIDE
+    shapes = [(64, 64), (64, 128), (128, 64), (64, 64), (64, 128), (64, 64)]
+
+    def counted(*args: Any) -> None:
+        calls.append(args)
+        multiply(*args)
+
+    results.MINIMUM_SIDE, distributed_step.multiply = 8, counted
+    try:
+        equals_one_process(lies, shapes, {"compute_dtype": torch.float16}, steps=3)
+    finally:
+        results.MINIMUM_SIDE, distributed_step.multiply = smallest, multiply
+    return len(calls)

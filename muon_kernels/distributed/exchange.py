@@ -101,10 +101,12 @@ class Wave:
 
 
 def schedule(plan: Plan, rank: int) -> tuple[Wave, ...]:
-    """Every wave of `plan`, for `rank`."""
+    """Every wave of `plan`, for `rank`: equal matrices are neighbours, so that their pieces lie evenly."""
     waves: list[list[tuple[int, Assignment]]] = [[] for _ in range(plan.waves)]
     for index, assignment in enumerate(plan.assignments):
         waves[assignment.wave].append((index, assignment))
+    for assignments in waves:
+        assignments.sort(key=lambda numbered: (numbered[1].matrix.rows, numbered[1].matrix.cols))
     return tuple(_wave(plan, rank, assignments) for assignments in waves)
 
 

@@ -18,6 +18,7 @@ from .exchange import Exchange, Segment, Wave
 from .layout import Piece
 from .moments import Moments
 from .plan import Plan
+from .results import multiply, targets
 from .team import Team, Transfer
 
 
@@ -156,6 +157,8 @@ class BucketStep:
         waves = chain_waves(shapes, rows, method=group["method"], compute_dtype=compute, max_bytes=self._max_bytes)
         for part in waves:
             numbers = [owned[i] for i in part.order]
+            places = ((send, exchange.sent_by_number), (receive, exchange.kept_by_number))
+            into = None if self._moments is not None else targets([count for count, *_ in part.groups], numbers, places)
             chain = Orthogonalizer(
                 part.groups,
                 rows,
@@ -163,17 +166,24 @@ class BucketStep:
                 preconditioning=group["preconditioning"],
                 compute_dtype=compute,
                 device=self.device,
+                factored=into is not None,
             )
             inputs = chain.inputs
             arrived = [wave.gather.arrived_by_number[n] for n in numbers]
             torch._foreach_copy_(_within(inputs, arrived), _read_all(gathered, arrived))
-            orthogonal = chain.run(inputs, None, eps=group["eps"], safety_factor=group["safety_factor"])
+            norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
+            if chain.factored and into is not None:
+                multiply(*chain.factors(inputs, None, **norm), into)
+                continue
+            orthogonal = chain.run(inputs, None, **norm)
             if self._moments is not None:
                 orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
-            sent, kept = ([of.get(n, []) for n in numbers] for of in (exchange.sent_by_number, exchange.kept_by_number))
-            torch._foreach_copy_(
-                _read_all(send, sent) + _read_all(receive, kept), _within(orthogonal, sent) + _within(orthogonal, kept)
-            )
+            copies: tuple[list[Tensor], list[Tensor]] = [], []
+            for buffer, by_number in places:
+                segments = [by_number.get(n, []) for n in numbers]
+                copies[0].extend(_read_all(buffer, segments))
+                copies[1].extend(_within(orthogonal, segments))
+            torch._foreach_copy_(*copies)
         return self._bucket.team.start(exchange, send, receive, "scattering updates")
 
     def _pass_on(self, wave: Wave, leaving: Transfer) -> None:

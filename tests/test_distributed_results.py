@@ -1,0 +1,88 @@
+"""Results that products write where they travel from: which pieces can be, and what arrives there."""
+
+import pytest
+import torch
+from distributed_jobs import LIES, written_by_products
+
+from muon_kernels.distributed.exchange import Segment
+from muon_kernels.distributed.layout import Piece
+from muon_kernels.distributed.results import MINIMUM_SIDE, multiply, targets
+
+SIDE = MINIMUM_SIDE
+
+
+def segment(number, offset, at=(0, 0), shape=(SIDE, SIDE)):
+    return Segment(number, Piece((), 0, 0, *at, *shape), offset)
+
+
+def in_buffer(*segments):
+    by_number: dict[int, list[Segment]] = {}
+    for each in segments:
+        by_number.setdefault(each.number, []).append(each)
+    return torch.full((16 * SIDE * SIDE,), torch.nan, dtype=torch.float16), by_number
+
+
+def test_every_piece_is_that_of_the_whole_product():
+    """Two matrices whose upper halves are sent and whose lower ones are kept."""
+    sent, kept = (
+        in_buffer(*(segment(number, offset * SIDE * SIDE, at=(row, 0)) for number, offset in ((3, first), (5, second))))
+        for row, first, second in ((0, 1, 2), (SIDE, 0, 4))
+    )
+    into = targets([2], [3, 5], [sent, kept])
+    assert into is not None and [target.out.shape for target in into] == [(2, SIDE, SIDE)] * 2
+    left, right = torch.randn(2, 2 * SIDE, 8).half(), torch.randn(2, 8, SIDE).half()
+    multiply([left], [right], into)
+    whole = left.double() @ right.double()
+    for (buffer, by_number), rows in ((sent, slice(0, SIDE)), (kept, slice(SIDE, None))):
+        for matrix, number in zip(whole, (3, 5), strict=True):
+            (own,) = by_number[number]
+            found = buffer[own.offset : own.stop].view(SIDE, SIDE).double()
+            torch.testing.assert_close(found, matrix[rows], atol=0.02, rtol=2e-3)
+        assert int(buffer.isnan().sum()) == len(buffer) - 2 * SIDE * SIDE  # nothing else is written
+
+
+def test_groups_of_other_shapes_have_targets_of_their_own():
+    tall, wide = segment(0, 0, shape=(2 * SIDE, SIDE)), segment(1, 2 * SIDE * SIDE, shape=(SIDE, 2 * SIDE))
+    into = targets([1, 1], [0, 1], [in_buffer(tall, wide)])
+    assert into is not None
+    assert [(group, tuple(out.shape)) for group, _, out in into] == [(0, (1, 2 * SIDE, SIDE)), (1, (1, SIDE, 2 * SIDE))]
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [segment(0, 4)],
+        [segment(0, 0), segment(1, SIDE * SIDE + 4)],
+        [segment(0, 0, shape=(SIDE, SIDE + 4))],
+        [segment(0, 0, at=(0, 4))],
+        [segment(0, 0, shape=(SIDE - 1, SIDE))],
+        [segment(0, 0, shape=(SIDE, SIDE - 8))],
+        [segment(0, 0), segment(1, 2 * SIDE * SIDE), segment(2, 3 * SIDE * SIDE)],
+        [segment(0, SIDE * SIDE), segment(1, 0)],
+        [segment(0, 0), segment(1, SIDE * SIDE, at=(SIDE, 0))],
+        [segment(0, 0), segment(0, SIDE * SIDE, at=(SIDE, 0)), segment(1, 2 * SIDE * SIDE)],
+    ],
+    ids=[
+        "start",
+        "distance",
+        "columns",
+        "first column",
+        "low",
+        "narrow",
+        "uneven",
+        "backwards",
+        "other rows",
+        "other number",
+    ],
+)
+def test_what_no_product_can_write(segments):
+    numbers = sorted({s.number for s in segments})
+    assert targets([len(numbers)], numbers, [in_buffer(*segments)]) is None
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(
+    "kind", ["FSDP", "FSDP, columns", "FSDP x TP, column-wise", "HSDP", "DDP", "DDP, state in rows"]
+)
+def test_steps_have_the_bits_of_one_process(ranks, kind, world):
+    assert all(count > 0 for count in ranks(world).run(written_by_products, LIES[kind]))
