@@ -30,7 +30,7 @@ from muon_kernels.backends.triton import (
     symm_gemm,
     warm_up,
 )
-from muon_kernels.backends.triton.launch import _scratch
+from muon_kernels.backends.triton.launch import scratch
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
 
@@ -200,7 +200,7 @@ def test_scratch_is_torchs_and_a_callers_allocator_stays():
         triton.set_allocator(theirs)
         x = torch.empty(2, 16, 32).half()
         gemm_add.gemm_add([x], [x.mT], [], [torch.empty(2, 16, 16).half()], alpha=1.0, beta=0.0)
-        assert driver.active.allocators == {_scratch}
+        assert driver.active.allocators == {scratch}
         assert _allocation._allocator.get() is theirs
 
     def theirs(size, alignment, stream):
