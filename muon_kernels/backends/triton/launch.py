@@ -92,10 +92,10 @@ class Launch(NamedTuple):
 def _looks(value: Any) -> Hashable:
     """What Triton may compile a kernel for of an argument."""
     kind = type(value)
+    if kind is tuple:
+        return tuple([each if type(each) is int else _looks(each) for each in value])  # int: most of them, uncalled
     if kind is float:
         return float
-    if kind is tuple:
-        return tuple([_looks(each) for each in value])
     return (value.dtype, value.data_ptr() % ALIGNMENT) if isinstance(value, Tensor) else value
 
 
