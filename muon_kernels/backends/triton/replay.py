@@ -69,6 +69,8 @@ class Replay:
         return scratch(size, alignment, stream)
 
     def _record(self, device: torch.device) -> None:
+        """Until torch 2.13 a capture holds torch's default generator: random numbers that another thread draws on the
+        device meanwhile, or that anyone draws after a capture that failed, raise there (pytorch/pytorch#172390)."""
         # Before capture begins: else it would be in a pool of the graph's own, of 2 MiB at least.
         memory = torch.empty(self._scratch_bytes, dtype=torch.int8, device=device)
         graph = torch.cuda.CUDAGraph()
