@@ -13,7 +13,7 @@ from torch import Tensor
 from . import dispatch
 from .chain import LastProduct, gram_chain, standard_chain
 from .coefficients import ORIGINAL, Coefficients, Row, resolve_coefficients
-from .ops import chains, gemm_add
+from .ops import chains
 from .preconditioning import Preconditioning, aol, check_preconditioning, lift
 from .program import BUFFER_FIELDS, Program, ProgramBuilder, rows_of, view
 from .squaring import squaring_chain
@@ -99,7 +99,7 @@ def orthogonalize(
     )
     norm = {"eps": eps, "safety_factor": safety_factor}
     if chain.factored:
-        gemm_add(*chain.factors([matrices], None, **norm), [], [into])
+        dispatch.run("gemm_add", *chain.factors([matrices], None, **norm), [], [into], alpha=1.0, beta=0.0)
     else:
         (result,) = chain.run([matrices], None, **norm)
         into.copy_(result)

@@ -21,6 +21,9 @@ GROUPS = [
 class Chain:
     """A program, its workspace, and what it is to leave there of matrices that are drawn anew for each call."""
 
+    backend = "cuda"
+    by_products = staticmethod(by_products)
+
     def __init__(self, groups, device="cuda"):
         self.chain, _ = filled(groups, "auto", torch.float16)
         self.device = torch.device(device)
@@ -36,14 +39,14 @@ class Chain:
             x = torch.randn(buffer[1:4], device=self.device)
             view(self.workspace, buffer).copy_(x / x.norm(dim=(1, 2), keepdim=True))
         start = self.workspace.clone()
-        by_products(start, self.chain.plan.program)
+        self.by_products(start, self.chain.plan.program)
         return self.results(start)
 
     def results(self, workspace):
         return [view(workspace, buffer).clone() for buffer in (*self.chain.plan.factors, *self.chain.plan.xs)]
 
     def launch(self):
-        with use_backend("cuda"):
+        with use_backend(self.backend):
             ops.chains(self.workspace, self.chain.plan.program)
 
     def check(self, expected):

@@ -30,7 +30,7 @@ from muon_kernels.backends.triton import (
     symm_gemm,
     warm_up,
 )
-from muon_kernels.backends.triton.launch import _scratch
+from muon_kernels.backends.triton.launch import scratch
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
 
@@ -44,6 +44,7 @@ class Recorder(Card):
         super().__init__(80)
         self.launched = []
         self.allocators = set()
+        self.before_launch = lambda: None
         properties = {"max_shared_mem": 2**17}
         load = lambda name, binary, shared, device: (1, 1, 0, 0, 1024)  # noqa: E731
         self.utils = SimpleNamespace(get_device_properties=lambda device: properties, load_binary=load)
@@ -53,6 +54,7 @@ class Recorder(Card):
         def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
             if enter is not None:
                 enter(launch_metadata)
+            driver.active.before_launch()
             driver.active.allocators.add(_allocation._allocator.get())
             driver.active.launched.append((metadata.name, (x, y, z), as_numbers(arguments)))
 
@@ -70,6 +72,7 @@ def as_numbers(value):
 def record(monkeypatch):
     monkeypatch.setattr(chains, "_plans", {})
     monkeypatch.setattr(gemm, "_config", lambda *args: CONFIG)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with mock.patch.object(driver, "_active", Recorder()):
         yield
 
@@ -200,7 +203,7 @@ def test_scratch_is_torchs_and_a_callers_allocator_stays():
         triton.set_allocator(theirs)
         x = torch.empty(2, 16, 32).half()
         gemm_add.gemm_add([x], [x.mT], [], [torch.empty(2, 16, 16).half()], alpha=1.0, beta=0.0)
-        assert driver.active.allocators == {_scratch}
+        assert driver.active.allocators == {scratch}
         assert _allocation._allocator.get() is theirs
 
     def theirs(size, alignment, stream):

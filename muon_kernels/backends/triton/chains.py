@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from triton.runtime import driver
 
 from ...program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, rows_of, view
 from ..device import on_device
 from . import gemm_add, symm_gemm
-from .launch import ALIGNMENT, INTERPRETED, Launch, run
+from .launch import ALIGNMENT, INTERPRETED, Launch
+from .replay import Replay
 
 MOST_PLANS = 256
 OPERANDS = ("a", "b", "c", "out")
@@ -43,21 +46,27 @@ class _Planned(NamedTuple):
 
 
 class _Plan:
-    """The launches of a program, which it keeps as they were bound last: from step to step a workspace rarely moves."""
+    """The launches of a program, which it keeps as they were bound last: from step to step a workspace rarely moves.
+
+    They are bound to an address and a stream. Memory is reused in the order of its stream, so that a workspace that is
+    on another one is another workspace in all likelihood.
+    """
 
     def __init__(self, planned: list[_Planned]) -> None:
         self._planned = planned
-        self._last: tuple[int, list[Launch]] = (-1, [])
+        self._last: tuple[tuple[int, int] | None, Replay] = (None, Replay([]))
 
-    def bind(self, space: Tensor) -> list[Launch]:
+    def bind(self, space: Tensor) -> Replay:
         if INTERPRETED:  # no plan keeps a tensor
-            return [planned.bind(lambda offset: space[offset:]) for planned in self._planned]
+            return Replay([planned.bind(lambda offset: space[offset:]) for planned in self._planned])
         address, size = space.data_ptr(), space.element_size()
-        known, launches = self._last
-        if known != address:
-            launches = [planned.bind(lambda offset: address + offset * size) for planned in self._planned]
-            self._last = (address, launches)
-        return launches
+        where = (address, driver.active.get_current_stream(driver.active.get_current_device()))
+        known, replay = self._last
+        if known != where:
+            replay = Replay([planned.bind(lambda offset: address + offset * size) for planned in self._planned])
+            if not torch.cuda.is_current_stream_capturing():  # where the memory is another graph's
+                self._last = (where, replay)
+        return replay
 
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
@@ -70,14 +79,14 @@ def chains(
     space = workspace[0]
     program = (tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
     key = (*program, space.dtype, space.device, space.data_ptr() % ALIGNMENT)
-    plan = _plans.get(key)
-    if plan is None:
-        with on_device(space.device):
+    with on_device(space.device):
+        plan = _plans.get(key)
+        if plan is None:
             plan = _Plan(list(_plan(space, *program)))
-        if len(_plans) == MOST_PLANS:
-            _plans.clear()
-        _plans[key] = plan
-    run(plan.bind(space), space.device)
+            if len(_plans) == MOST_PLANS:
+                _plans.clear()
+            _plans[key] = plan
+        plan.bind(space).run(space.device)
 
 
 def _plan(

@@ -36,6 +36,9 @@ _compile_only: contextvars.ContextVar[bool] = contextvars.ContextVar("muon_kerne
 
 _compiled: dict[tuple[Hashable, ...], Any] = {}
 
+Allocator = Callable[[int, int, int | None], Tensor]
+"""Of bytes, their alignment and a stream: what Triton asks for scratch memory at a launch."""
+
 
 class Launch(NamedTuple):
     """A kernel, its grid, its arguments by name and in its order, and how Triton is to compile it.
@@ -89,33 +92,38 @@ class Launch(NamedTuple):
 def _looks(value: Any) -> Hashable:
     """What Triton may compile a kernel for of an argument."""
     kind = type(value)
+    if kind is tuple:
+        return tuple([each if type(each) is int else _looks(each) for each in value])  # int: most of them, uncalled
     if kind is float:
         return float
-    if kind is tuple:
-        return tuple([_looks(each) for each in value])
     return (value.dtype, value.data_ptr() % ALIGNMENT) if isinstance(value, Tensor) else value
 
 
-def run(launches: Iterable[Launch], device: torch.device) -> None:
-    """Enqueues the launches, in order, on the current stream of `device`."""
+def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Where a kernel keeps its tensor descriptors. Freed at once, it is reused behind that kernel on its stream."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def run(launches: Iterable[Launch], device: torch.device, allocate: Allocator = scratch) -> None:
+    """Enqueues the launches, in order, on the current stream of `device`; `allocate` gives them scratch memory."""
     with on_device(device):
-        if _compile_only.get():
+        if compiles_only():
             for launch in launches:
                 launch.compile()
         else:
-            contextvars.copy_context().run(_enqueue, launches)
+            contextvars.copy_context().run(_enqueue, launches, allocate)
 
 
-def _enqueue(launches: Iterable[Launch]) -> None:
+def _enqueue(launches: Iterable[Launch], allocate: Allocator) -> None:
     """Runs the launches; in a context of its own, where Triton's allocator can be ours and the caller's stays his."""
-    triton.set_allocator(_scratch)
+    triton.set_allocator(allocate)
     for launch in launches:
         launch.run()
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Where a kernel keeps its tensor descriptors. Freed at once, it is reused behind that kernel on its stream."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
+def compiles_only() -> bool:
+    """Whether this is a call of `warm_up`."""
+    return _compile_only.get()
 
 
 def warm_up(call: Callable[[], object]) -> None:
