@@ -102,6 +102,7 @@ def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
             yield from symm_gemm.plan([x], [x.mT], [], [gram], alpha=1.0, beta=0.0, delta=0.0)
             yield from symm_gemm.plan([gram], [gram], [gram], [gram], alpha=2.0, beta=0.5, delta=0.0)
             yield from gemm_add.plan([gram], [x], [x], [x], alpha=2.0, beta=0.5)
+            yield from gemm_add.plan([gram], [x], [], [x.float()], alpha=1.0, beta=0.0)
             rows, cols = torch.empty(256, 1024), torch.empty(1024, 256, dtype=torch.bfloat16).mT
             yield from stepped([gram], [x], [rows if x.is_contiguous() else cols] * 2)
 

@@ -55,6 +55,15 @@ def test_products(dtype, op, shape):
     check(op, [randn(*shape, dtype=dtype)], {"alpha": 1.25, "beta": -0.5})
 
 
+@pytest.mark.parametrize("shape", [(2048, 2048), (4, 768, 3072)], ids=str)
+def test_a_float32_matrix_is_orthogonalised(shape):
+    """Its last product is stored in float32, from the largest tiles, and else is that of the same matrix in 16 bit."""
+    x = torch.randn(*shape, device="cuda").bfloat16()
+    whole, rounded = (muon_kernels.orthogonalize(matrix) for matrix in (x.float(), x))
+    torch.testing.assert_close(whole, rounded.float(), atol=1e-4, rtol=2**-8)
+    assert (whole != rounded.float()).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("op", ["symm_gemm", "gemm_add"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mixed_list_with_transposed_entries(dtype, op):

@@ -26,6 +26,7 @@ from muon_kernels.testing import assert_error_ratio, poison
 
 pytest.importorskip("triton")
 
+from muon_kernels.backends.configs import GemmConfig
 from muon_kernels.backends.triton import gemm, gemm_add, symm_gemm
 
 pytestmark = MARKS
@@ -83,6 +84,15 @@ def test_gemm_add(dtype, with_c, config):
     poison(*p.outs)
     ops.gemm_add(p.a, p.b, p.c, p.outs, **factors)
     check_products(p, plain, **factors)
+
+
+def test_gemm_add_with_a_result_in_32_bit(monkeypatch):
+    """Which is stored piece by piece, and not rounded to 16 bit on the way."""
+    monkeypatch.setattr(gemm, "_config", lambda *args: GemmConfig(64, 256, 32, warps=8, stages=2, group=2))
+    x, y = torch.randn(2, 70, 64, device=DEVICE).half(), torch.randn(2, 64, 400, device=DEVICE).half()
+    out = torch.full((2, 70, 400), torch.nan, device=DEVICE)
+    ops.gemm_add([x], [y], [], [out], alpha=0.5)
+    torch.testing.assert_close(out.double(), 0.5 * x.double() @ y.double(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", PRODUCT_DTYPES)

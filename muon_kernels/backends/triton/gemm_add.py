@@ -11,6 +11,9 @@ from .launch import Launch, run
 from .operands import pick_matrix, pointers
 from .tiles import each_tile
 
+WIDEST = tl.constexpr(64)
+"""Columns of a piece of a result in 32 bit: 256 bytes."""
+
 
 def gemm_add(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float
@@ -88,4 +91,19 @@ def _store(
         c, c_row, c_col = pick_matrix(c, entry, batch, ENTRIES)
         value += beta * tl.load(pointers(c, c_row, c_col, rows, cols), mask).to(tl.float32)
     out, out_row, out_col = pick_matrix(out, entry, batch, ENTRIES)
-    tl.store(pointers(out, out_row, out_col, rows, cols), value.to(out.dtype.element_ty), mask)
+    _store_pieces(value.to(out.dtype.element_ty), out, out_row, out_col, row, col, m, n, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def _store_pieces(value, out, row_stride, col_stride, row, col, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """In 32 bit one after the other: a whole tile would need shared memory that the next one's operands have."""
+    if value.dtype.primitive_bitwidth > 16 and BLOCK_N > WIDEST:
+        HALF: tl.constexpr = BLOCK_N // 2
+        left, right = tl.split(value.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1))
+        _store_pieces(left, out, row_stride, col_stride, row, col, m, n, BLOCK_M, HALF)
+        _store_pieces(right, out, row_stride, col_stride, row, col + HALF, m, n, BLOCK_M, HALF)
+    else:
+        rows = row + tl.arange(0, BLOCK_M)
+        cols = col + tl.arange(0, BLOCK_N)
+        mask = (rows < m)[:, None] & (cols < n)[None, :]
+        tl.store(pointers(out, row_stride, col_stride, rows, cols), value, mask)
