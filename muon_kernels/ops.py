@@ -215,7 +215,7 @@ def chains(workspace: Tensor, program: Program) -> None:
 
     Args:
         workspace: contiguous [program.elements] in a floating dtype, overwritten; it starts on 16 bytes.
-        program: see `muon_kernels.program`.
+        program: see `muon_kernels.program`; ValueError if its `elements` have no room for its buffers and counters.
     """
     if workspace.shape != (program.elements,) or not workspace.is_contiguous():
         raise ValueError(
@@ -223,6 +223,12 @@ def chains(workspace: Tensor, program: Program) -> None:
             f"strides {workspace.stride()}"
         )
     _check_lists(workspace=[workspace])
+    needed = program.elements_needed(workspace.element_size())
+    if program.elements < needed:
+        raise ValueError(
+            f"program.elements must be at least {needed}, the end of its buffers ({program.end}) and counters behind, "
+            f"got {program.elements}"
+        )
     if program.products:
         dispatch.run(
             "chains",

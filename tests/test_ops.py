@@ -1,5 +1,7 @@
 """Every op: registration (opcheck, fullgraph), the reference against float64 arithmetic, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import LAYOUTS, general_products, in_layout, symmetric_products, tensor_list
@@ -221,6 +223,17 @@ def test_chains_wants_its_workspace():
             ops.chains(workspace, program)
     with pytest.raises(TypeError, match="workspace must have one real floating dtype, got torch.int32"):
         ops.chains(torch.empty(program.elements, dtype=torch.int32), program)
+
+
+@pytest.mark.parametrize(("dtype", "counters"), [(torch.bfloat16, 8), (torch.float32, 4), (torch.float64, 2)])
+def test_chains_wants_room_for_buffers_and_counters(dtype, counters):
+    """Four bytes for each of the four products."""
+    program = small_program()
+    fits, short = (replace(program, elements=program.end + counters - lacking) for lacking in (0, 1))
+    ops.chains(torch.zeros(fits.elements, dtype=dtype), fits)
+    message = rf"program.elements must be at least {fits.elements}, .* \({program.end}\) .* got {short.elements}"
+    with pytest.raises(ValueError, match=message):
+        ops.chains(torch.zeros(short.elements, dtype=dtype), short)
 
 
 def test_normalize_edges():
