@@ -262,6 +262,8 @@ class Muon(ExactStateOptimizer):
 
         Raises:
             RuntimeError: a sparse gradient, or one that does not match its parameter; nothing has been changed.
+            ValueError: a momentum that does not match its parameter, or one of the three that torch negates as it reads
+                it (`x.conj().imag`); nothing has been changed.
             BackendUnavailable: a backend that was asked for by name cannot run an op of the step; nothing has been
                 changed, but by a compiled step, whose ops ask as they run.
             DistributedError: see `muon_kernels.distributed.errors`.

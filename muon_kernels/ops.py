@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .negated import check_not_negated
 from .program import Program
 
 
@@ -286,7 +287,7 @@ def _check_sumsq(sumsq: Tensor, xs: Sequence[Tensor]) -> None:
 
 
 def _check_lists(**lists: Sequence[Tensor]) -> None:
-    """Equal lengths, one floating dtype a list, one device over all."""
+    """Equal lengths, one floating dtype a list, one device over all, nothing that torch negates as it reads it."""
     first_name, first = next(iter(lists.items()))
     for name, tensors in lists.items():
         if len(tensors) != len(first):
@@ -300,6 +301,8 @@ def _check_lists(**lists: Sequence[Tensor]) -> None:
         if devices != {first[0].device}:
             found = ", ".join(sorted(map(str, devices)))
             raise ValueError(f"{name} must be on {first[0].device} like {first_name}[0], got {found}")
+        for i, tensor in enumerate(tensors):
+            check_not_negated(f"{name}[{i}]", tensor)
 
 
 def _check_same_shapes(**lists: Sequence[Tensor]) -> None:

@@ -82,7 +82,7 @@ def orthogonalize(
     out = torch.empty(G.shape, dtype=out_dtype or G.dtype, device=G.device)
     if G.numel() == 0:
         return out
-    matrices = G.reshape(-1, *G.shape[-2:])
+    matrices = G.resolve_neg().reshape(-1, *G.shape[-2:])
     into = out.view(matrices.shape)
     if method == "svd":
         into.copy_(polar_factor(matrices))

@@ -139,6 +139,21 @@ def backend_on_one_rank(kind: str, good_steps: int) -> str:
     return text
 
 
+def negated_on_one_rank(what: str) -> str:
+    pair = stepped("DDP", 0)
+    p = pair.shared[4]
+    state = pair.many.state[p]
+    if dist.get_rank() == 1:
+        if what == "gradient":
+            p.grad = torch._neg_view(p.grad.neg())
+        elif what == "momentum":
+            state["momentum_buffer"] = torch._neg_view(state["momentum_buffer"])
+        else:
+            p.data = torch._neg_view(p.detach().neg())
+    message = f"rank 1 of 4: ValueError: parameter 4: its {what} must not be negated lazily"
+    return fails(pair, "RankFailed", message)
+
+
 def asked_of_the_backend(dtype: torch.dtype, options: dict[str, Any]) -> tuple[set[Asked], set[Asked]]:
     """Before a step and within it; one of the gradients is missing on rank 0, where it is taken for zero."""
     pair = Pair(LIES["FSDP"], SHAPES, dtype, **options)

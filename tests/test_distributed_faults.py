@@ -40,6 +40,11 @@ def test_other_faults_on_one_rank(ranks, job, good_steps):
     assert len(set(ranks(4).run(job, good_steps))) == 1
 
 
+@pytest.mark.parametrize("what", ["gradient", "momentum", "local tensor"])
+def test_what_torch_negates_as_it_reads_it_on_one_rank(ranks, what):
+    assert len(set(ranks(4).run(jobs.negated_on_one_rank, what))) == 1
+
+
 @pytest.mark.parametrize("kind", ["FSDP", "HSDP", "DDP"])
 def test_a_named_backend_that_refuses_on_one_rank(ranks, kind, good_steps):
     assert len(set(ranks(4).run(jobs.backend_on_one_rank, kind, good_steps))) == 1

@@ -216,6 +216,15 @@ def test_chains():
     torch.testing.assert_close(view(workspace, buffers[5]), tall @ tall.mT @ tall / 2 + tall)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_ops_refuse_what_torch_negates_as_it_reads_it(which):
+    lists = [[torch.ones(2, 3), torch.ones(2, 3)] for _ in range(2)]
+    lists[which][1] = torch.ones(2, 3, dtype=torch.complex64).conj().imag
+    with pytest.raises(ValueError, match=rf"{('params', 'updates')[which]}\[1\] must not be negated lazily"):
+        ops.apply(*lists, lr=0.1, scales=[1.0, 1.0])
+    assert all(torch.equal(tensors[0], torch.ones(2, 3)) for tensors in lists)
+
+
 def test_chains_wants_its_workspace():
     program = small_program()
     for workspace in (torch.empty(program.elements + 1), torch.empty(program.elements, 2)[:, 0]):
