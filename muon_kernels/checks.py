@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .coefficients import freeze_coefficients, resolve_coefficients
 from .matrices import freeze_layout
+from .negated import check_not_negated
 from .orthogonalize import COMPUTE_DTYPES, check_coefficients, check_options
 from .periodic import check_period
 from .preconditioning import check_preconditioning
@@ -148,7 +149,8 @@ def _check_dtype(name: str, dtype: torch.dtype | None) -> None:
 
 
 def check_grads(params: list[Tensor]) -> None:
-    """Raises RuntimeError for a gradient that is sparse, not floating point, or not like its parameter."""
+    """Raises RuntimeError for a gradient that is sparse, not floating point, or not like its parameter, and ValueError
+    for a gradient or parameter that torch negates as it reads it."""
     for p in params:
         grad = p.grad
         assert grad is not None
@@ -161,3 +163,5 @@ def check_grads(params: list[Tensor]) -> None:
                 f"a gradient must match its parameter ({list(p.shape)} on {p.device}), "
                 f"got {list(grad.shape)} on {grad.device}"
             )
+        check_not_negated("a gradient", grad)
+        check_not_negated("a parameter", p)

@@ -61,9 +61,9 @@ def rate_tensor(lr: float | Tensor) -> Tensor:
     return lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
 
 
-def whole(name: str, lists: list[list[Tensor]]) -> Callable[..., list[bool]] | None:
+def whole(name: str, lists: list[list[Tensor]], request: str) -> Callable[..., list[bool]] | None:
     """What the first backend has that does the work of several ops in one call, or None; see `backends.whole`."""
-    return backends.whole(name, lists[0][0].device, lists) if _unheard(lists) else None
+    return backends.whole(name, lists[0][0].device, lists, request) if _unheard(lists) else None
 
 
 def _unheard(lists: list[list[Tensor]]) -> bool:

@@ -32,7 +32,7 @@ class Masters:
         """The tensors to step: `params` without a dtype, else a copy for each parameter with fewer bits than it."""
         if dtype is None:
             return params
-        return [self._open(p, states[p], dtype) if p.dtype.itemsize < dtype.itemsize else p for p in params]
+        return [self._open(p, states[p], dtype) if stepped_dtype(p, dtype) != p.dtype else p for p in params]
 
     def close(self, params: list[Tensor], targets: list[Tensor]) -> None:
         """Rounds the copies into their parameters."""
@@ -53,3 +53,8 @@ class Masters:
             mine, theirs = local(master), local(p.detach())
             mine.copy_(torch.where(theirs == mine.to(p.dtype), mine, theirs.to(mine.dtype)))
         return master
+
+
+def stepped_dtype(p: Tensor, master_dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of what is stepped of a parameter."""
+    return p.dtype if master_dtype is None or p.dtype.itemsize >= master_dtype.itemsize else master_dtype

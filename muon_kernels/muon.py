@@ -23,12 +23,13 @@ from .matrices import Layout, split
 from .orthogonalize import DEFAULT_EPS, DEFAULT_STEPS, Method
 from .periodic import advance, steps_shards
 from .preconditioning import Preconditioning
+from .refusals import backend_request, check_backend
 from .report import parameter_table
 from .scaling import Rule
 from .schedule import Launch, Schedule, lr_scale
 from .variants import Int8Momentum, Normalizer, Rounding, WeightDecayRule
 from .variants.rounding import check_rounded
-from .wave import step_waves
+from .wave import matrices_of, step_waves
 
 DEFAULT_WORKSPACE_BYTES = 512 * 2**20
 DEFAULT_CPU_WORKSPACE_BYTES = 8 * 2**20
@@ -53,6 +54,11 @@ class _Work(NamedTuple):
     group: dict[str, Any]
     params: list[Tensor]
     grads: list[Tensor]
+
+
+_Run = tuple[Bucket, list[Described], list[Launch]]
+"""Of launches that differ in their matrices alone: the group's bucket, its parameters, gradients and momenta described,
+and the launches."""
 
 
 class Muon(ExactStateOptimizer):
@@ -256,6 +262,10 @@ class Muon(ExactStateOptimizer):
 
         Raises:
             RuntimeError: a sparse gradient, or one that does not match its parameter; nothing has been changed.
+            ValueError: a momentum that does not match its parameter, or one of the three that torch negates as it reads
+                it (`x.conj().imag`); nothing has been changed.
+            BackendUnavailable: a backend that was asked for by name cannot run an op of the step; nothing has been
+                changed, but by a compiled step, whose ops ask as they run.
             DistributedError: see `muon_kernels.distributed.errors`.
         """
         loss = None
@@ -263,22 +273,30 @@ class Muon(ExactStateOptimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [self._work(group) for group in self.param_groups]
-        described = []
+        opened: list[list[Tensor]] = []
+        planned: list[list[_Run]] = []
+        request = backend_request()
 
-        def check() -> None:
+        def plan() -> None:
+            described = []
             for number, (group, params, grads) in enumerate(work):
                 described.append(self._schedule.check(number, group, params, grads))
                 check_rounded(group["rounding"], params)
                 check_lr(group["lr"])
+            opened.extend([self._masters.open(params, self.state, group["master_dtype"]) for group, params, _ in work])
+            for number, of_group in enumerate(zip(work, opened, described, strict=True)):
+                planned.append(self._plan(number, *of_group))
+            if request != "auto":
+                for (group, *_), runs in zip(work, planned, strict=True):
+                    for bucket, _, launches in runs:
+                        check_backend(matrices_of(group, bucket, launches[0]))
 
-        shared = self._shares.prepare(self.param_groups, self.state, self._masters, self._workspace_bytes, check)
+        shared = self._shares.prepare(self.param_groups, self.state, self._masters, self._workspace_bytes, plan)
         amp = _LossScale(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        opened = [self._masters.open(params, self.state, group["master_dtype"]) for group, params, _ in work]
-        planned = [self._plan(i, *of_group) for i, of_group in enumerate(zip(work, opened, described, strict=True))]
         for (group, params, _), targets, runs in zip(work, opened, planned, strict=True):
             for bucket, lists, launches in runs:
                 scale = amp.on(launches[0].device)
-                step_waves(group, bucket, lists, launches, scale.grad_scale, scale.found_inf)
+                step_waves(group, bucket, lists, launches, scale.grad_scale, scale.found_inf, request)
             if params and not group["use_muon"]:
                 scale = amp.on(params[0].device)
                 grads, states = [grad_like_param(p) for p in params], [self.state[p] for p in params]
@@ -312,17 +330,13 @@ class Muon(ExactStateOptimizer):
 
     def _plan(
         self, number: int, work: _Work, targets: list[Tensor], described: tuple[Described, Described]
-    ) -> list[tuple[Bucket, list[Described], list[Launch]]]:
+    ) -> list[_Run]:
         """What of a group with Muon is launched together, one after the other; of another nothing.
 
         Args:
             number: of the group.
             targets: what is stepped of each of the parameters.
             described: the group's parameters and gradients.
-
-        Returns:
-            Of each list of launches that differ in their matrices alone: the group's bucket, its parameters, gradients
-            and momenta described, and the launches.
         """
         if not work.group["use_muon"]:
             return []

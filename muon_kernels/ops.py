@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .negated import check_not_negated
 from .program import Program
 
 
@@ -215,7 +216,7 @@ def chains(workspace: Tensor, program: Program) -> None:
 
     Args:
         workspace: contiguous [program.elements] in a floating dtype, overwritten; it starts on 16 bytes.
-        program: see `muon_kernels.program`.
+        program: see `muon_kernels.program`; ValueError if its `elements` have no room for its buffers and counters.
     """
     if workspace.shape != (program.elements,) or not workspace.is_contiguous():
         raise ValueError(
@@ -223,6 +224,12 @@ def chains(workspace: Tensor, program: Program) -> None:
             f"strides {workspace.stride()}"
         )
     _check_lists(workspace=[workspace])
+    needed = program.elements_needed(workspace.element_size())
+    if program.elements < needed:
+        raise ValueError(
+            f"program.elements must be at least {needed}, the end of its buffers ({program.end}) and counters behind, "
+            f"got {program.elements}"
+        )
     if program.products:
         dispatch.run(
             "chains",
@@ -280,7 +287,7 @@ def _check_sumsq(sumsq: Tensor, xs: Sequence[Tensor]) -> None:
 
 
 def _check_lists(**lists: Sequence[Tensor]) -> None:
-    """Equal lengths, one floating dtype a list, one device over all."""
+    """Equal lengths, one floating dtype a list, one device over all, nothing that torch negates as it reads it."""
     first_name, first = next(iter(lists.items()))
     for name, tensors in lists.items():
         if len(tensors) != len(first):
@@ -294,6 +301,8 @@ def _check_lists(**lists: Sequence[Tensor]) -> None:
         if devices != {first[0].device}:
             found = ", ".join(sorted(map(str, devices)))
             raise ValueError(f"{name} must be on {first[0].device} like {first_name}[0], got {found}")
+        for i, tensor in enumerate(tensors):
+            check_not_negated(f"{name}[{i}]", tensor)
 
 
 def _check_same_shapes(**lists: Sequence[Tensor]) -> None:

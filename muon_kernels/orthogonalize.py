@@ -82,7 +82,7 @@ def orthogonalize(
     out = torch.empty(G.shape, dtype=out_dtype or G.dtype, device=G.device)
     if G.numel() == 0:
         return out
-    matrices = G.reshape(-1, *G.shape[-2:])
+    matrices = G.resolve_neg().reshape(-1, *G.shape[-2:])
     into = out.view(matrices.shape)
     if method == "svd":
         into.copy_(polar_factor(matrices))
@@ -132,7 +132,7 @@ class Orthogonalizer:
         preconditioning: Preconditioning = "frobenius",
         factored: bool = False,
     ) -> None:
-        self._raw_dtype = torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
+        self._raw_dtype = raw_dtype(compute_dtype)
         self.plan: ChainPlan | None = None
         self.factored = False
         self._preconditioning = preconditioning
@@ -146,7 +146,7 @@ class Orthogonalizer:
     @property
     def inputs(self) -> list[Tensor]:
         """One [count, rows, cols] a group, uninitialised: where the matrices may be put (elsewhere is as good). In
-        bfloat16 if compute_dtype is float16, which has too little range for what is not normalised yet."""
+        `raw_dtype`."""
         if self.plan is None:
             return self._unplanned
         # One view of another dtype for all: torch.compile takes two for tensors that share no memory (torch 2.13).
@@ -303,6 +303,11 @@ def default_compute_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16
     return _CPU_COMPUTE_DTYPE if device.type == "cpu" else torch.bfloat16
+
+
+def raw_dtype(compute_dtype: torch.dtype) -> torch.dtype:
+    """What matrices wait in for their chain: float16 has too little range for what is not normalised yet."""
+    return torch.bfloat16 if compute_dtype == torch.float16 else compute_dtype
 
 
 def check_coefficients(method: str, coefficients: Coefficients, steps: int) -> None:

@@ -36,10 +36,10 @@ NONE = -1
 class Program:
     """Chains on one workspace.
 
-    elements: of the workspace. Behind the last buffer it has room for a 32-bit counter a product, and for no fewer than
-        there are chains: a backend may write there.
+    elements: of the workspace: `elements_needed` or more.
     buffers, products, scalars: the lists that the constants above describe.
     chains: (number of buffers, number of products) of each chain; its buffers and products follow those of the last.
+    end: where the last buffer ends, in elements.
     """
 
     elements: int
@@ -47,6 +47,16 @@ class Program:
     products: tuple[int, ...]
     scalars: tuple[float, ...]
     chains: tuple[int, ...]
+    end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        ends = [offset + batch * stride for offset, batch, _, _, stride, _ in rows_of(self.buffers, BUFFER_FIELDS)]
+        object.__setattr__(self, "end", max([0, *ends]))
+
+    def elements_needed(self, element_size: int) -> int:
+        """Of a workspace with elements of that many bytes: behind the last buffer it has room for a 32-bit counter a
+        product, where a backend may write."""
+        return elements_with_counters(self.end, len(self.products) // PRODUCT_FIELDS, element_size)
 
 
 class Operand(NamedTuple):
@@ -124,7 +134,7 @@ class ProgramBuilder:
     def build(self) -> Program:
         # A chain that has no product here may have one in another program on the same workspace.
         counters = max(len(self.products) // PRODUCT_FIELDS, len(self.chains) // 2)
-        elements = self.elements + -(-COUNTER_SIZE * counters // self.element_size)
+        elements = elements_with_counters(self.elements, counters, self.element_size)
         return Program(elements, tuple(self.buffers), tuple(self.products), tuple(self.scalars), tuple(self.chains))
 
     def _product(
@@ -142,6 +152,11 @@ class ProgramBuilder:
         self.products += (symmetric, *operands)
         self.scalars += scalars
         self.chains[-1] += 1
+
+
+def elements_with_counters(elements: int, counters: int, element_size: int) -> int:
+    """Of a workspace whose buffers take `elements`."""
+    return elements + -(-COUNTER_SIZE * counters // element_size)
 
 
 def rows_of(numbers: Sequence[int], width: int) -> list[Sequence[int]]:

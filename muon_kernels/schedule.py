@@ -15,6 +15,7 @@ from .checks import MUON_OPTIONS, check_grads, check_muon, frozen
 from .coefficients import Row, resolve_coefficients
 from .described import Described, describe
 from .matrices import Layout, step_factor
+from .negated import check_not_negated
 from .orthogonalize import Method, default_compute_dtype, scratch_bytes
 from .periodic import block_factor, layout_of_step
 from .scaling import resolve_rule
@@ -65,7 +66,8 @@ class Schedule:
         self, number: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
     ) -> tuple[Described, Described]:
         """`checks.check_grads`, and `checks.check_muon` of a group with Muon, if the parameters or their gradients, or
-        an option, are not as in the group's last step.
+        an option, are not as in the group's last step. Not seen is a gradient that becomes lazily negated after one
+        that was not: to ask 72 of them takes 7 us, a tenth of a step.
 
         Args:
             number: of the group.
@@ -112,7 +114,7 @@ class Schedule:
             max_bytes: bound on scratch memory, by device.
 
         Raises:
-            ValueError: a momentum that is not like its parameter.
+            ValueError: a momentum that is not like its parameter, or lazily negated.
         """
         if torch.compiler.is_compiling():  # which would guard every number of this
             return _scheduled(group, bucket, owners, max_bytes)
@@ -184,7 +186,8 @@ def _scheduled(
 
 
 def _check(bucket: Bucket) -> None:
-    """Raises ValueError for a momentum that is not like its parameter (gradients have been checked)."""
+    """Raises ValueError for a momentum that is not like its parameter, or that torch negates as it reads it (gradients
+    have been checked)."""
     coded = bool(bucket.absmax)
     for p, momentum in zip(bucket.params, bucket.momenta, strict=True):
         like = momentum.shape == p.shape and momentum.device == p.device
@@ -193,3 +196,4 @@ def _check(bucket: Bucket) -> None:
                 f"a momentum must be like its parameter ({list(p.shape)} on {p.device}) and floating point, "
                 f"got {momentum.dtype} {list(momentum.shape)} on {momentum.device}"
             )
+        check_not_negated("a momentum", momentum)

@@ -15,13 +15,18 @@ def polar_factor(matrices: Tensor) -> Tensor:
     return torch.where(s[:, :1, None].isnan(), torch.nan, u @ vh)
 
 
+def polar_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What matrices of `dtype` are decomposed in, and their polar factors come in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def svd_without_null(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U [batch, rows, k], S [batch, k] and V^T [batch, k, cols], k = min(rows, cols), by SVD, S descending.
 
     Singular values within rounding of zero count as zero, and their columns of U and rows of V^T are zero too. A matrix
     that is not finite has S NaN and U and V zero. U and V are float32 (float64 for float64 input), S is float64.
     """
-    work = matrices.to(torch.float64 if matrices.dtype == torch.float64 else torch.float32)
+    work = matrices.to(polar_dtype(matrices.dtype))
     finite = work.isfinite().all(dim=-1).all(dim=-1)[:, None, None]
     # A power of two keeps the decomposition away from overflow and underflow and changes no digit.
     largest = work.abs().amax(dim=(-2, -1), keepdim=True)

@@ -13,6 +13,7 @@ from . import dispatch, ops
 from .buckets import Bucket, open_bucket
 from .described import Described, describe
 from .orthogonalize import Orthogonalizer, chain_plan
+from .refusals import Matrices
 from .schedule import Launch
 from .variants.weight_decay import with_cautious_decay
 
@@ -24,6 +25,7 @@ def step_waves(
     launches: list[Launch],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    request: str,
 ) -> None:
     """Steps the matrices of launches, which differ in their matrices alone and are known to fit, with the options of
     their group.
@@ -31,18 +33,34 @@ def step_waves(
     Args:
         described: the bucket's parameters, gradients and momenta.
         grad_scale, found_inf: as of `ops.prologue`, on the launches' device.
+        request: `backends.requested`, asked once a step: to read the environment takes a microsecond.
     """
     opens = bool(bucket.absmax or bucket.keys)
     if not opens:
-        launches = _step_whole(group, described, launches, grad_scale, found_inf)
+        launches = _step_whole(group, described, launches, grad_scale, found_inf, request)
     for launch in launches:
         with open_bucket(group, bucket.select(launch.wave.order), found_inf) as matrices:
             if opens:
                 lists = [describe(own) for own in (matrices.params, matrices.grads, matrices.momenta)]
                 opened = launch._replace(wave=replace(launch.wave, order=tuple(range(len(launch.scales)))))
-                if not _step_whole(group, lists, [opened], grad_scale, found_inf):
+                if not _step_whole(group, lists, [opened], grad_scale, found_inf, request):
                     continue
             _step_by_ops(group, matrices, launch, grad_scale, found_inf)
+
+
+def matrices_of(group: dict[str, Any], bucket: Bucket, launch: Launch) -> Matrices:
+    """What `step_waves` gives to ops of a launch, and of those that differ from it in their matrices alone."""
+    first = launch.wave.order[0]
+    return Matrices(
+        group,
+        launch.device,
+        launch.compute,
+        torch.float32 if bucket.keys else bucket.params[first].dtype,
+        bucket.grads[first].dtype,
+        torch.float32 if bucket.absmax else bucket.momenta[first].dtype,
+        bucket.moments[first].dtype if bucket.moments else None,
+        shared=False,
+    )
 
 
 def _step_by_ops(
@@ -105,6 +123,7 @@ def _step_whole(
     launches: list[Launch],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    request: str,
 ) -> list[Launch]:
     """Takes each wave in one call, where the backend has that; returns the launches that are left."""
     plain = group["normalizer"] is None and group["weight_decay_rule"] == "decoupled"
@@ -113,7 +132,7 @@ def _step_whole(
     if any(of.read is None for of in described):
         return launches
     first = launches[0]
-    run = dispatch.whole("waves", [[of.tensors[first.wave.order[0]]] for of in described])
+    run = dispatch.whole("waves", [[of.tensors[first.wave.order[0]]] for of in described], request)
     if run is None:
         return launches
     plans = [chain_plan(launch.wave.groups, launch.rows, group["method"], first.compute, True) for launch in launches]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from distributed_jobs import LIES, OPTIONS, SHAPES, Pair, full_tensors
+from stub_backend import Asked, stub_backend
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial
 
-from muon_kernels import Muon
+from muon_kernels import Muon, use_backend
 from muon_kernels.distributed.dtensors import local
 from muon_kernels.variants import AdaMuon
 
@@ -124,6 +126,43 @@ def bad_momentum_on_one_rank(good_steps: int) -> str:
     state["momentum_buffer"] = good
     pair.step(1)
     return text
+
+
+def backend_on_one_rank(kind: str, good_steps: int) -> str:
+    """Asked for by name, and it does not run here."""
+    pair = stepped(kind, good_steps)
+    message = "rank 1 of 4: BackendUnavailable: no backend of 'cuda' can run prologue: cuda: device is cpu, not cuda"
+    with use_backend("cuda" if dist.get_rank() == 1 else "auto"):
+        text = fails(pair, "RankFailed", message)
+    pair.step(good_steps)
+    pair.compare()
+    return text
+
+
+def negated_on_one_rank(what: str) -> str:
+    pair = stepped("DDP", 0)
+    p = pair.shared[4]
+    state = pair.many.state[p]
+    if dist.get_rank() == 1:
+        if what == "gradient":
+            p.grad = torch._neg_view(p.grad.neg())
+        elif what == "momentum":
+            state["momentum_buffer"] = torch._neg_view(state["momentum_buffer"])
+        else:
+            p.data = torch._neg_view(p.detach().neg())
+    message = f"rank 1 of 4: ValueError: parameter 4: its {what} must not be negated lazily"
+    return fails(pair, "RankFailed", message)
+
+
+def asked_of_the_backend(dtype: torch.dtype, options: dict[str, Any]) -> tuple[set[Asked], set[Asked]]:
+    """Before a step and within it; one of the gradients is missing on rank 0, where it is taken for zero."""
+    pair = Pair(LIES["FSDP"], SHAPES, dtype, **options)
+    pair.set_grads(0)
+    if dist.get_rank() == 0:
+        pair.shared[4].grad = None
+    with stub_backend() as stub, use_backend("cuda"):
+        pair.many.step()
+        return stub.before, stub.within
 
 
 def bad_plain_grad_on_one_rank(good_steps: int) -> str:

@@ -295,13 +295,13 @@ def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch)
     whole = dispatch.whole
     taken = []
 
-    def spy(name, lists):
-        step = whole(name, lists)
+    def spy(name, lists, request):
+        step = whole(name, lists, request)
         taken.append(step is not None)
         return step
 
     results = []
-    for chosen in (spy, lambda name, lists: None):
+    for chosen in (spy, lambda name, lists, request: None):
         monkeypatch.setattr(dispatch, "whole", chosen)
         results.append(run_gpu(Muon(gpu_params(dtype), lr=0.1, **options), 3))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -2,7 +2,10 @@
 
 import distributed_fault_jobs as jobs
 import pytest
+import torch
 from distributed_pool import Pool
+
+from muon_kernels.variants import NorMuon
 
 
 @pytest.fixture(params=[0, 1])
@@ -35,6 +38,34 @@ def test_a_bad_gradient_on_one_rank(ranks, kind, trouble, good_steps):
 @pytest.mark.parametrize("job", [jobs.bad_momentum_on_one_rank, jobs.bad_plain_grad_on_one_rank])
 def test_other_faults_on_one_rank(ranks, job, good_steps):
     assert len(set(ranks(4).run(job, good_steps))) == 1
+
+
+@pytest.mark.parametrize("what", ["gradient", "momentum", "local tensor"])
+def test_what_torch_negates_as_it_reads_it_on_one_rank(ranks, what):
+    assert len(set(ranks(4).run(jobs.negated_on_one_rank, what))) == 1
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "HSDP", "DDP"])
+def test_a_named_backend_that_refuses_on_one_rank(ranks, kind, good_steps):
+    assert len(set(ranks(4).run(jobs.backend_on_one_rank, kind, good_steps))) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"compute_dtype": torch.float16}),
+        (torch.float32, {"ns_steps": 0}),
+        (torch.float64, {"method": "svd", "compute_dtype": torch.float64, "momentum_dtype": torch.float32}),
+        (torch.float64, {"normalizer": NorMuon()}),
+        (torch.bfloat16, {"weight_decay_rule": "cautious"}),
+        (torch.bfloat16, {"master_dtype": torch.float32, "preconditioning": "aol"}),
+    ],
+)
+def test_a_named_backend_is_asked_before_a_step(ranks, dtype, options):
+    """Every rank for what it may do, and together for no more than what they do."""
+    before, within = zip(*ranks(4).run(jobs.asked_of_the_backend, dtype, options), strict=True)
+    assert before == (set().union(*within),) * 4
+    assert before[0]
 
 
 @pytest.mark.parametrize("job", [jobs.other_options, jobs.variant_between_steps])

@@ -129,6 +129,44 @@ def test_a_bad_gradient_raises_before_anything_changes(spoil, message, use_muon)
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+def negated():
+    return torch.randn(4, 6, dtype=torch.complex64).conj().imag
+
+
+def negate_gradient(optimizer, p):
+    p.grad = negated()
+
+
+def negate_parameter(optimizer, p):
+    p.data = negated()
+
+
+def negate_momentum(optimizer, p):
+    optimizer.state[p]["momentum_buffer"] = negated()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "use_muon"),
+    [
+        (negate_gradient, "a gradient", True),
+        (negate_gradient, "a gradient", False),
+        (negate_parameter, "a parameter", True),
+        (negate_parameter, "a parameter", False),
+        (negate_momentum, "a momentum", True),
+    ],
+)
+def test_what_torch_negates_as_it_reads_it_raises_before_anything_changes(spoil, name, use_muon):
+    good, bad = make_params(torch.float32, MATRIX * 2)
+    optimizer = Muon([{"params": [good]}, {"params": [bad], "use_muon": use_muon}], lr=0.1)
+    set_grads([good, bad], 0)
+    spoil(optimizer, bad)
+    before = [p.detach().clone() for p in (good, bad)]
+    with pytest.raises(ValueError, match=rf"{name} must not be negated lazily .* got shape \[4, 6\]"):
+        optimizer.step()
+    assert torch.equal(good, before[0]) and torch.equal(bad, before[1])
+    assert not any(state["momentum_buffer"].any() for p, state in optimizer.state.items() if p is good)
+
+
 def test_an_option_spoiled_between_steps_raises_before_anything_changes():
     params = make_params(torch.float32, MATRIX * 2)
     optimizer = Muon([{"params": [params[0]]}, {"params": [params[1]]}], lr=0.1)

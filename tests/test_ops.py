@@ -1,5 +1,7 @@
 """Every op: registration (opcheck, fullgraph), the reference against float64 arithmetic, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import LAYOUTS, general_products, in_layout, symmetric_products, tensor_list
@@ -214,6 +216,15 @@ def test_chains():
     torch.testing.assert_close(view(workspace, buffers[5]), tall @ tall.mT @ tall / 2 + tall)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_ops_refuse_what_torch_negates_as_it_reads_it(which):
+    lists = [[torch.ones(2, 3), torch.ones(2, 3)] for _ in range(2)]
+    lists[which][1] = torch.ones(2, 3, dtype=torch.complex64).conj().imag
+    with pytest.raises(ValueError, match=rf"{('params', 'updates')[which]}\[1\] must not be negated lazily"):
+        ops.apply(*lists, lr=0.1, scales=[1.0, 1.0])
+    assert all(torch.equal(tensors[0], torch.ones(2, 3)) for tensors in lists)
+
+
 def test_chains_wants_its_workspace():
     program = small_program()
     for workspace in (torch.empty(program.elements + 1), torch.empty(program.elements, 2)[:, 0]):
@@ -221,6 +232,17 @@ def test_chains_wants_its_workspace():
             ops.chains(workspace, program)
     with pytest.raises(TypeError, match="workspace must have one real floating dtype, got torch.int32"):
         ops.chains(torch.empty(program.elements, dtype=torch.int32), program)
+
+
+@pytest.mark.parametrize(("dtype", "counters"), [(torch.bfloat16, 8), (torch.float32, 4), (torch.float64, 2)])
+def test_chains_wants_room_for_buffers_and_counters(dtype, counters):
+    """Four bytes for each of the four products."""
+    program = small_program()
+    fits, short = (replace(program, elements=program.end + counters - lacking) for lacking in (0, 1))
+    ops.chains(torch.zeros(fits.elements, dtype=dtype), fits)
+    message = rf"program.elements must be at least {fits.elements}, .* \({program.end}\) .* got {short.elements}"
+    with pytest.raises(ValueError, match=message):
+        ops.chains(torch.zeros(short.elements, dtype=dtype), short)
 
 
 def test_normalize_edges():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muon_kernels import orthogonalize
+from muon_kernels import backends, orthogonalize
 from muon_kernels.coefficients import ORIGINAL, scalar_map
 from muon_kernels.orthogonalize import METHODS, default_compute_dtype
 from muon_kernels.squaring import squaring_map
@@ -63,6 +63,19 @@ def test_strides_do_not_matter_and_the_input_is_left_alone(method):
     expanded = torch.randn(10, 24).expand(3, 10, 24)
     out = orthogonalize(expanded, method=method)
     torch.testing.assert_close(out[0], out[2])
+
+
+def test_no_op_is_given_what_torch_negates_as_it_reads_it(monkeypatch):
+    negated, select = [], backends.select
+
+    def seen(op, device, lists):
+        negated.extend(tensor.is_neg() for tensors in lists for tensor in tensors)
+        return select(op, device, lists)
+
+    monkeypatch.setattr(backends, "select", seen)
+    g = torch.randn(2, 5, 9, dtype=torch.complex64).conj().imag
+    assert torch.equal(orthogonalize(g), orthogonalize(g.resolve_neg()))
+    assert negated and not any(negated)
 
 
 @METHOD

@@ -82,14 +82,14 @@ def select(op: str, device: torch.device, lists: TensorLists) -> Callable[..., N
     raise BackendUnavailable(f"no backend of '{request}' can run {op}: {'; '.join(refusals)}")
 
 
-def whole(name: str, device: torch.device, lists: TensorLists) -> Callable[..., list[bool]] | None:
+def whole(name: str, device: torch.device, lists: TensorLists, request: str) -> Callable[..., list[bool]] | None:
     """What does the work of several ops in one call, of the backend that is asked first: None if that one has no such
     thing or cannot run it on these tensors. The ops do the same then, one by one.
 
     Args:
         name: "waves", see `muon_kernels.backends.cuda_wave`.
+        request: what `requested` says.
     """
-    request = requested()
     first = NAMES[0] if request == "auto" else request.split(",")[0]
     wholes = getattr(_backend(first), "WHOLES", {})
     return wholes[name] if name in wholes and _refusal(first, name, device, lists) is None else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..described import describe
 from ..matrices import Layout, split
+from ..negated import check_not_negated
 from .dtensors import is_dtensor, local, spec
 from .errors import UnsupportedPlacement
 from .layout import Parameter, Placement, Run, held, local_shape
@@ -114,9 +115,10 @@ def describe_tensors(params: list[Tensor], members: list[Member], momenta: list[
 
 
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
-    """Raises ValueError if the parameter is not as it was bound, or if the momentum, or a gradient, does not lie where
-    it does."""
+    """Raises ValueError if the parameter is not as it was bound, if the momentum, or a gradient, does not lie where it
+    does, or if torch negates one of them as it reads it."""
     name, here = member.parameter.name, local(tensor)
+    check_not_negated(f"parameter {name}: its local tensor", here)
     bound = local_shape(member.parameter, member.parameter.param, member.team.mesh, member.team.rank)
     if member.layout == "flatten" and not (here.is_contiguous() and local(momentum).is_contiguous()):
         raise ValueError(f"parameter {name}: layout 'flatten' needs a contiguous parameter and momentum")
@@ -137,6 +139,7 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
             f"parameter {name}: its momentum's local tensor must be floating {list(stored.shape)} on {stored.device}, "
             f"got {momentum_here.dtype} {list(momentum_here.shape)} on {momentum_here.device}"
         )
+    check_not_negated(f"parameter {name}: its momentum", momentum_here)
     grad = tensor.grad
     if grad is None:
         return
@@ -149,6 +152,7 @@ def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:
         raise ValueError(
             f"parameter {name}: its gradient's local tensor must be {list(here.shape)}, got {list(local(grad).shape)}"
         )
+    check_not_negated(f"parameter {name}: its gradient", local(grad))
 
 
 def parts(tensor: Tensor, target: Tensor, member: Member, momentum: Tensor, present: bool) -> Local:

@@ -14,10 +14,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..checks import check_shared
 from ..coefficients import resolve_coefficients
-from ..masters import Masters
+from ..masters import Masters, stepped_dtype
 from ..matrices import step_factor
 from ..orthogonalize import default_compute_dtype
 from ..periodic import steps_shards
+from ..refusals import Matrices, backend_request, check_backend
 from ..scaling import resolve_rule
 from ..variants import NorMuon
 from .binding import Member, bind, check_tensors, describe_tensors, lies_as, new_momentum, parts
@@ -159,7 +160,7 @@ class Shares:
             groups: the optimizer's, with at least the parameters that were adopted.
             state, masters: the optimizer's.
             max_bytes: bound on scratch memory, by device.
-            check: raises if what the optimizer steps without other ranks is wrong.
+            check: plans what the optimizer steps without other ranks; raises if something about that is wrong.
 
         Raises:
             RankFailed, RanksDisagree, CollectiveFailed: as in `roll_call`; an error of `check` becomes RankFailed.
@@ -177,6 +178,9 @@ class Shares:
             for h in held:
                 check_shared(h.group)
             planned = list(self._planned(exchanging, max_bytes))
+            if backend_request() != "auto":
+                for matrices in _to_be_stepped(planned, state):
+                    check_backend(matrices)
         except (RuntimeError, TypeError, ValueError) as error:
             failure = error
         heard: DistributedError | None = None
@@ -308,6 +312,25 @@ class Shares:
             team = members[0].team
             self._buckets[key] = Bucket(team, params, made, schedule(made, team.rank), tuple(scales), compute)
         return self._buckets[key]
+
+
+def _to_be_stepped(planned: Sequence[Planned], state: dict[Tensor, Any]) -> Iterator[Matrices]:
+    """What ops will be given of each bucket that has a gradient here; another rank may have those that are missing."""
+    for bucket, group, _, momenta in planned:
+        if all(p.grad is None for p in bucket.params):
+            continue
+        first, normalizer = bucket.params[0], group["normalizer"]
+        for grad in dict.fromkeys((p if p.grad is None else p.grad).dtype for p in bucket.params):
+            yield Matrices(
+                group,
+                first.device,
+                bucket.compute,
+                stepped_dtype(first, group["master_dtype"]),
+                grad,
+                momenta[0].dtype,
+                None if normalizer is None else state[first][normalizer.key].dtype,
+                shared=True,
+            )
 
 
 def _moments(bucket: Bucket, group: dict[str, Any], state: dict[Tensor, Any]) -> list[Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import dispatch
 from ..coefficients import resolve_coefficients
-from ..orthogonalize import Orthogonalizer
+from ..orthogonalize import Orthogonalizer, raw_dtype
 from ..schedule import chain_waves
+from ..svd import polar_dtype
 from ..variants.weight_decay import with_cautious_decay
 from .exchange import Exchange, Segment, Wave
 from .layout import Piece
@@ -77,8 +78,7 @@ class BucketStep:
         lr = group["lr"]
         rate = dispatch.rate_tensor(lr)
         self._rate = rate if rate.is_cpu else rate.to(self.device)
-        # float16 has too little range for what is not normalised yet.
-        self._wire = torch.bfloat16 if bucket.compute == torch.float16 else bucket.compute
+        self._wire = raw_dtype(bucket.compute)
 
     def run(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Every wave: while the chains of one run, the next one is gathered, the one before is scattered, and the
@@ -149,7 +149,7 @@ class BucketStep:
         if self._moments is not None:
             results = self._moments.dtype
         elif group["method"] == "svd":
-            results = torch.float64 if self._wire == torch.float64 else torch.float32
+            results = polar_dtype(self._wire)
         send, receive = self._buffers(exchange, results)
         owned = [n for n in wave.owned if self._parts[n].grad is not None]
         shapes = [(self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned]

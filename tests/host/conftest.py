@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_build import ROOT
 
-from muon_kernels import extension
+from muon_kernels import extension, refusals
 from muon_kernels.backends import cuda, cuda_chains, cuda_products, cuda_wave
 
 
@@ -44,8 +44,10 @@ def on_the_host(host_module, monkeypatch):
     for module in (cuda, cuda_products):
         monkeypatch.setattr(module, "capability", lambda _: 90)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
-    for kept in (cuda_chains._items, cuda_wave._wave):  # objects of the extension's own module, where there is one
-        kept.cache_clear()
+    # Objects of the extension's own module, where there is one, and what its backend was found to take.
+    kept = (cuda_chains._items, cuda_wave._wave, refusals._select)
+    for function in kept:
+        function.cache_clear()
     yield
-    for kept in (cuda_chains._items, cuda_wave._wave):
-        kept.cache_clear()
+    for function in kept:
+        function.cache_clear()

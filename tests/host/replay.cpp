@@ -1,7 +1,8 @@
 // A Replay (csrc/sm90/replay.h) over a CUDA runtime that only takes notes, for tests.
 //
-// Arguments: the name of the runtime function whose first call fails, or "none"; then for every call of `run` whether the
-// caller's stream is captured, 0 or 1. Out: a line a call, with its error and what happened; then what was left over.
+// Arguments: what fails when it is first called (a function of the runtime, "enqueue", or "record", the launches into a
+// captured stream of our own) or "none"; then for every call of `run` whether the caller's stream is captured, 0 or 1. Out:
+// a line a call, with its error and what happened; then what was left over.
 #include "../../csrc/sm90/replay.h"
 
 #include <cstdlib>
@@ -36,6 +37,10 @@ cudaError_t unsafe(const char* name, int& count, int change) {
 extern "C" {
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
   std::swap(mode, *other);
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() {
+  std::cout << " cleared";
   return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
@@ -79,7 +84,7 @@ int main(int count, char** arguments) {
       captured = std::atoi(arguments[i]) != 0;
       const cudaError_t error = replay.run(nullptr, [](cudaStream_t on) {
         std::cout << (on == nullptr ? " enqueued" : " recorded");
-        return outcome("enqueue");
+        return outcome(on == nullptr ? "enqueue" : "record");
       });
       std::cout << ' ' << error << '\n';
     }

@@ -7,7 +7,7 @@ import torch
 from optimizers import make_params, set_grads
 from torch import nn
 
-from muon_kernels import Muon, dispatch, ops, orthogonalize, use_backend
+from muon_kernels import BackendUnavailable, Muon, dispatch, ops, orthogonalize, use_backend
 from muon_kernels.variants import Int8Momentum
 
 
@@ -54,6 +54,21 @@ def test_whole_steps(dtype, options):
         results.append([p.detach() for p in params])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-3 if dtype == torch.float32 else 1e-2)
+
+
+def test_a_step_that_needs_what_is_refused_changes_nothing():
+    """Its elementwise ops would run."""
+    params = make_params(torch.float32, [(8, 12), (12, 8)])
+    groups = [{"params": params[:1], "compute_dtype": torch.float16}, {"params": params[1:]}]
+    optimizer = Muon(groups, lr=0.1, compute_dtype=torch.float32)
+    set_grads(params, 0)
+    optimizer.step()
+    tensors = [*params, *(state["momentum_buffer"] for state in optimizer.state.values())]
+    before = [t.detach().clone() for t in tensors]
+    refused = "no backend of 'cuda' can run chains: cuda: workspace must be bfloat16 or float16, got torch.float32"
+    with use_backend("cuda"), pytest.raises(BackendUnavailable, match=refused):
+        optimizer.step()
+    assert all(map(torch.equal, tensors, before))
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -107,7 +122,7 @@ def test_a_wave_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch)
     monkeypatch.setattr(
         dispatch, "run", lambda name, *args, **kwargs: calls.append(name) or run_op(name, *args, **kwargs)
     )
-    for whole in (dispatch.whole, lambda name, lists: None):
+    for whole in (dispatch.whole, lambda name, lists, request: None):
         monkeypatch.setattr(dispatch, "whole", whole)
         params = make_params(dtype, shapes)
         optimizer = Muon(params, **options)
