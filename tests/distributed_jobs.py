@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -174,16 +175,16 @@ def explained() -> str:
 
 def written_by_products(lies: Lies) -> int:
     """Compares with one process where small pieces count as large ones; returns how often products wrote results."""
-    calls, multiply, smallest = [], distributed_step.multiply, results.MINIMUM_SIDE
+    calls, multiply = [], distributed_step.multiply
     shapes = [(64, 64), (64, 128), (128, 64), (64, 64), (64, 128), (64, 64)]
 
     def counted(*args: Any) -> None:
         calls.append(args)
         multiply(*args)
 
-    results.MINIMUM_SIDE, distributed_step.multiply = 8, counted
-    try:
+    with (
+        patch.object(results, "MINIMUM_SIDE", 8),
+        patch.multiple(distributed_step, LARGE_PIECE=2048, multiply=counted),
+    ):
         equals_one_process(lies, shapes, {"compute_dtype": torch.float16}, steps=3)
-    finally:
-        results.MINIMUM_SIDE, distributed_step.multiply = smallest, multiply
     return len(calls)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..described import describe
 from ..matrices import Layout, split
 from ..negated import check_not_negated
-from .dtensors import is_dtensor, local, spec
+from .dtensors import is_dtensor, local, spec_and_local
 from .errors import UnsupportedPlacement
 from .layout import Parameter, Placement, Run, held, local_shape
 from .step import Local
@@ -111,7 +111,8 @@ def describe_tensors(params: list[Tensor], members: list[Member], momenta: list[
     flattened = [pair for *pair, b in zip(params, momenta, members, strict=True) if b.layout == "flatten"]
     contiguous = [local(x).is_contiguous() for pair in flattened for x in pair]
     missing = [grad is None for grad in grads]
-    return members, missing, contiguous, list(map(spec, tensors)), describe(list(map(local, tensors))).like
+    specs, here = zip(*map(spec_and_local, tensors), strict=True) if tensors else ((), ())
+    return members, missing, contiguous, specs, describe(list(here)).like
 
 
 def check_tensors(tensor: Tensor, member: Member, momentum: Tensor) -> None:

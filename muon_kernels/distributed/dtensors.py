@@ -22,9 +22,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def spec(tensor: Tensor) -> Any:
-    """The shape, mesh and placements of a DTensor, as something to compare; of any other tensor its shape."""
-    return tensor._spec if is_dtensor(tensor) else tensor.shape  # type: ignore[attr-defined]
+def spec_and_local(tensor: Tensor) -> tuple[Any, Tensor]:
+    """The shape, mesh and placements of a DTensor, as something to compare, of any other tensor its shape; `local`."""
+    return (tensor._spec, tensor._local_tensor) if is_dtensor(tensor) else (tensor.shape, tensor)  # type: ignore[attr-defined]
 
 
 def grad_like_param(param: Tensor) -> Tensor:

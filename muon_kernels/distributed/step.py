@@ -22,6 +22,9 @@ from .plan import Plan
 from .results import multiply, targets
 from .team import Team, Transfer
 
+LARGE_PIECE = 2**21
+"""Elements; to copy them takes longer than a launch does."""
+
 
 class Local(NamedTuple):
     """This rank's part of a parameter, its gradient and its momentum as [*leading, rows, cols].
@@ -170,7 +173,7 @@ class BucketStep:
             )
             inputs = chain.inputs
             arrived = [wave.gather.arrived_by_number[n] for n in numbers]
-            torch._foreach_copy_(_within(inputs, arrived), _read_all(gathered, arrived))
+            _copy(_within(inputs, arrived), _read_all(gathered, arrived))
             norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
             if chain.factored and into is not None:
                 multiply(*chain.factors(inputs, None, **norm), into)
@@ -178,12 +181,9 @@ class BucketStep:
             orthogonal = chain.run(inputs, None, **norm)
             if self._moments is not None:
                 orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
-            copies: tuple[list[Tensor], list[Tensor]] = [], []
             for buffer, by_number in places:
                 segments = [by_number.get(n, []) for n in numbers]
-                copies[0].extend(_read_all(buffer, segments))
-                copies[1].extend(_within(orthogonal, segments))
-            torch._foreach_copy_(*copies)
+                _copy(_read_all(buffer, segments), _within(orthogonal, segments))
         return self._bucket.team.start(exchange, send, receive, "scattering updates")
 
     def _pass_on(self, wave: Wave, leaving: Transfer) -> None:
@@ -225,6 +225,19 @@ class BucketStep:
             scales=scales,
             found_inf=self._found_inf,
         )
+
+
+def _copy(into: Sequence[Tensor], pieces: Sequence[Tensor]) -> None:
+    """Small pieces in one launch, which reaches 2.7 TB/s on an H200; large ones each by itself, at 3.8."""
+    small: tuple[list[Tensor], list[Tensor]] = [], []
+    for target, piece in zip(into, pieces, strict=True):
+        if piece.numel() < LARGE_PIECE:
+            small[0].append(target)
+            small[1].append(piece)
+        else:
+            target.copy_(piece)
+    if small[0]:
+        torch._foreach_copy_(*small)
 
 
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:
