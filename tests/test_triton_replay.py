@@ -111,12 +111,20 @@ def test_from_the_third_call_on():
     assert len(Graph.every) == 1
 
 
-def test_a_workspace_that_moves_is_counted_anew():
+def test_places_of_a_workspace_have_a_graph_each():
     one, other = Chain(), Chain()
-    assert one.calls(5) == FIRST_CALLS
-    assert other.calls(5) == FIRST_CALLS
-    assert one.calls(4) == FIRST_CALLS[:4]
-    assert [one.call() if i % 2 else other.call() for i in range(6)] == ["launched"] * 6
+    assert one.calls(5) == other.calls(5) == FIRST_CALLS
+    assert [one.call() if i % 2 else other.call() for i in range(6)] == ["replayed"] * 6
+    assert len(Graph.every) == 2
+
+
+def test_the_oldest_of_many_places_is_counted_anew():
+    oldest, *others = (Chain() for _ in range(chains.MOST_KEPT + 1))
+    assert oldest.calls(5) == FIRST_CALLS
+    for other in others:
+        assert other.calls(5) == FIRST_CALLS
+    assert oldest.calls(5) == FIRST_CALLS
+    assert others[-1].call() == "replayed"
 
 
 def test_a_graph_stays_on_its_stream(card):

@@ -21,6 +21,9 @@ from .launch import ALIGNMENT, INTERPRETED, Launch
 from .replay import Replay
 
 MOST_PLANS = 256
+MOST_KEPT = 4
+"""Places of the workspace of a plan."""
+
 OPERANDS = ("a", "b", "c", "out")
 """The arguments of a product's kernel that hold tensors."""
 
@@ -46,7 +49,8 @@ class _Planned(NamedTuple):
 
 
 class _Plan:
-    """The launches of a program, which it keeps as they were bound last: from step to step a workspace rarely moves.
+    """The launches of a program, kept as they were bound: from step to step a workspace rarely moves, or it changes
+    places with what was allocated beside it.
 
     They are bound to an address and a stream. Memory is reused in the order of its stream, so that a workspace that is
     on another one is another workspace in all likelihood.
@@ -54,18 +58,20 @@ class _Plan:
 
     def __init__(self, planned: list[_Planned]) -> None:
         self._planned = planned
-        self._last: tuple[tuple[int, int] | None, Replay] = (None, Replay([]))
+        self._kept: dict[tuple[int, int], Replay] = {}
 
     def bind(self, space: Tensor) -> Replay:
         if INTERPRETED:  # no plan keeps a tensor
             return Replay([planned.bind(lambda offset: space[offset:]) for planned in self._planned])
         address, size = space.data_ptr(), space.element_size()
         where = (address, driver.active.get_current_stream(driver.active.get_current_device()))
-        known, replay = self._last
-        if known != where:
+        replay = self._kept.get(where)
+        if replay is None:
             replay = Replay([planned.bind(lambda offset: address + offset * size) for planned in self._planned])
             if not torch.cuda.is_current_stream_capturing():  # where the memory is another graph's
-                self._last = (where, replay)
+                if len(self._kept) == MOST_KEPT:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[where] = replay
         return replay
 
 
