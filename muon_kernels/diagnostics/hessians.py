@@ -11,6 +11,10 @@ LARGEST_SIZE = 8192
 """A dense float32 Hessian of this size takes 256 MiB."""
 
 
+CHUNK = 256
+"""Columns at a time. A function may need a copy of all that it holds for each of them."""
+
+
 def hessian(function: Callable[..., Tensor], *variables: Tensor) -> Tensor:
     """The Hessian [n, n] of a scalar function of tensors that hold n elements together, in their order.
 
@@ -29,7 +33,9 @@ def hessian(function: Callable[..., Tensor], *variables: Tensor) -> Tensor:
         return function(*(part.view_as(v) for part, v in zip(flat.split(sizes), variables, strict=True)))
 
     flat = torch.cat([v.detach().flatten() for v in variables])
-    return torch.func.hessian(of_vector)(flat).detach()
+    gradient = torch.func.grad(of_vector)
+    column = torch.func.vmap(lambda direction: torch.func.jvp(gradient, (flat,), (direction,))[1], chunk_size=CHUNK)
+    return column(torch.eye(len(flat), dtype=flat.dtype, device=flat.device)).mT
 
 
 def hessian_eigenvalues(function: Callable[..., Tensor], *variables: Tensor) -> Tensor:
