@@ -11,8 +11,8 @@ LARGEST_SIZE = 8192
 """A dense float32 Hessian of this size takes 256 MiB."""
 
 
-CHUNK = 256
-"""Columns at a time. A function may need a copy of all that it holds for each of them."""
+CHUNK = 32
+"""Columns at a time: for each of them a function may need several copies of all that it holds."""
 
 
 def hessian(function: Callable[..., Tensor], *variables: Tensor) -> Tensor:
