@@ -34,6 +34,13 @@ def test_hessian_of_a_quadratic_form_over_two_tensors() -> None:
     torch.testing.assert_close(hessian_eigenvalues(form, a, b), torch.linalg.eigvalsh(symmetric))
 
 
+def test_hessian_of_more_columns_than_a_chunk_with_parameters_in_the_function() -> None:
+    weight = nn.Parameter(torch.randn(45, 45, dtype=torch.float64))
+    found = hessian(lambda v: (weight @ v).square().sum() / 2, torch.randn(45, dtype=torch.float64))
+    torch.testing.assert_close(found, (weight.mT @ weight).detach())
+    assert not found.requires_grad
+
+
 def test_loss_hessian_of_a_linear_model() -> None:
     """Mean squares of a linear map without bias: every output's block is 2 X^T X / (batch * outputs)."""
     model = nn.Sequential(nn.Linear(4, 3, bias=False)).double()

@@ -35,7 +35,8 @@ def hessian(function: Callable[..., Tensor], *variables: Tensor) -> Tensor:
     flat = torch.cat([v.detach().flatten() for v in variables])
     gradient = torch.func.grad(of_vector)
     column = torch.func.vmap(lambda direction: torch.func.jvp(gradient, (flat,), (direction,))[1], chunk_size=CHUNK)
-    return column(torch.eye(len(flat), dtype=flat.dtype, device=flat.device)).mT
+    with torch.no_grad():  # what the function holds may require gradients: each chunk would keep all that it computed
+        return column(torch.eye(len(flat), dtype=flat.dtype, device=flat.device)).mT
 
 
 def hessian_eigenvalues(function: Callable[..., Tensor], *variables: Tensor) -> Tensor:
