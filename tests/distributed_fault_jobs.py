@@ -140,6 +140,16 @@ def backend_on_one_rank(kind: str, good_steps: int) -> str:
     return text
 
 
+def backend_without_gradients() -> None:
+    """One that runs nothing here is not asked to."""
+    pair = stepped("FSDP", 1)
+    for p in pair.shared:
+        p.grad = None
+    with use_backend("cuda"):
+        pair.many.step()
+    pair.compare()
+
+
 def unknown_backend_on_one_rank(good_steps: int) -> str:
     pair = stepped("FSDP", good_steps)
     name = {"MUON_KERNELS_BACKEND": "kuda" if dist.get_rank() == 1 else "auto"}

@@ -52,6 +52,10 @@ def test_a_named_backend_that_refuses_on_one_rank(ranks, kind, good_steps):
     assert len(set(ranks(4).run(jobs.backend_on_one_rank, kind, good_steps))) == 1
 
 
+def test_a_named_backend_is_not_asked_for_parameters_without_gradients(ranks):
+    ranks(2).run(jobs.backend_without_gradients)
+
+
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [

@@ -1,5 +1,7 @@
 """Results that products write where they travel from: which pieces can be, and what arrives there."""
 
+from functools import partial
+
 import pytest
 import torch
 from distributed_jobs import LIES, written_by_products
@@ -7,6 +9,7 @@ from distributed_jobs import LIES, written_by_products
 from muon_kernels.distributed.exchange import Segment
 from muon_kernels.distributed.layout import Piece
 from muon_kernels.distributed.results import MINIMUM_SIDE, multiply, targets
+from muon_kernels.variants import NorMuon
 
 SIDE = MINIMUM_SIDE
 
@@ -94,3 +97,7 @@ def test_factors_whose_rows_end_off_the_alignment(sides):
 )
 def test_steps_have_the_bits_of_one_process(ranks, kind, world):
     assert all(count > 0 for count in ranks(world).run(written_by_products, LIES[kind]))
+
+
+def test_what_a_normaliser_changes_is_not_written_by_products(ranks):
+    assert ranks(2).run(partial(written_by_products, LIES["FSDP"], normalizer=NorMuon())) == [0, 0]
