@@ -99,5 +99,12 @@ def test_steps_have_the_bits_of_one_process(ranks, kind, world):
     assert all(count > 0 for count in ranks(world).run(written_by_products, LIES[kind]))
 
 
+def test_chains_that_do_not_fit_into_the_workspace_together(ranks):
+    """Though their pieces travel in one wave, as one matrix alone is larger than the workspace."""
+    job = partial(written_by_products, LIES["FSDP"])
+    together, apart = (ranks(2).run(partial(job, max_workspace_bytes=size)) for size in (2**20, 2**12))
+    assert all(a > b for a, b in zip(apart, together, strict=True))
+
+
 def test_what_a_normaliser_changes_is_not_written_by_products(ranks):
     assert ranks(2).run(partial(written_by_products, LIES["FSDP"], normalizer=NorMuon())) == [0, 0]
