@@ -275,9 +275,11 @@ class Muon(ExactStateOptimizer):
         work = [self._work(group) for group in self.param_groups]
         opened: list[list[Tensor]] = []
         planned: list[list[_Run]] = []
-        request = backend_request()
+        request = "auto"
 
         def plan() -> None:
+            nonlocal request
+            request = backend_request()
             described = []
             for number, (group, params, grads) in enumerate(work):
                 described.append(self._schedule.check(number, group, params, grads))

@@ -9,7 +9,7 @@ from torch import Tensor
 def check_not_negated(name: str, tensor: Tensor) -> None:
     """Raises ValueError for a tensor with that bit. torch's fused optimizers raise too.
 
-    A compiler cannot ask; the ops that it calls are torch's dispatcher's, which sees to the bit.
+    A compiler cannot ask; what inductor compiles, x + 1 too, ignores the bit of its inputs (torch 2.13).
     """
     if not torch.compiler.is_compiling() and tensor.is_neg():
         raise ValueError(

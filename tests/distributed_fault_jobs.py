@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -134,6 +135,26 @@ def backend_on_one_rank(kind: str, good_steps: int) -> str:
     message = "rank 1 of 4: BackendUnavailable: no backend of 'cuda' can run prologue: cuda: device is cpu, not cuda"
     with use_backend("cuda" if dist.get_rank() == 1 else "auto"):
         text = fails(pair, "RankFailed", message)
+    pair.step(good_steps)
+    pair.compare()
+    return text
+
+
+def backend_without_gradients() -> None:
+    """One that runs nothing here is not asked to."""
+    pair = stepped("FSDP", 1)
+    for p in pair.shared:
+        p.grad = None
+    with use_backend("cuda"):
+        pair.many.step()
+    pair.compare()
+
+
+def unknown_backend_on_one_rank(good_steps: int) -> str:
+    pair = stepped("FSDP", good_steps)
+    name = {"MUON_KERNELS_BACKEND": "kuda" if dist.get_rank() == 1 else "auto"}
+    with patch.dict(os.environ, name):
+        text = fails(pair, "RankFailed", "rank 1 of 4: ValueError: backend must be 'auto' or some of cuda, triton, ")
     pair.step(good_steps)
     pair.compare()
     return text

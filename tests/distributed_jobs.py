@@ -173,7 +173,7 @@ def explained() -> str:
     return Muon(groups, compute_dtype=torch.bfloat16).explain()
 
 
-def written_by_products(lies: Lies) -> int:
+def written_by_products(lies: Lies, **options: Any) -> int:
     """Compares with one process where small pieces count as large ones; returns how often products wrote results."""
     calls, multiply = [], distributed_step.multiply
     shapes = [(64, 64), (64, 128), (128, 64), (64, 64), (64, 128), (64, 64)]
@@ -186,5 +186,5 @@ def written_by_products(lies: Lies) -> int:
         patch.object(results, "MINIMUM_SIDE", 8),
         patch.multiple(distributed_step, LARGE_PIECE=2048, multiply=counted),
     ):
-        equals_one_process(lies, shapes, {"compute_dtype": torch.float16}, steps=3)
+        equals_one_process(lies, shapes, {"compute_dtype": torch.float16} | options, steps=3)
     return len(calls)

@@ -35,7 +35,9 @@ def test_a_bad_gradient_on_one_rank(ranks, kind, trouble, good_steps):
     assert len(set(ranks(4).run(jobs.bad_grad_on_one_rank, kind, trouble, good_steps))) == 1
 
 
-@pytest.mark.parametrize("job", [jobs.bad_momentum_on_one_rank, jobs.bad_plain_grad_on_one_rank])
+@pytest.mark.parametrize(
+    "job", [jobs.bad_momentum_on_one_rank, jobs.bad_plain_grad_on_one_rank, jobs.unknown_backend_on_one_rank]
+)
 def test_other_faults_on_one_rank(ranks, job, good_steps):
     assert len(set(ranks(4).run(job, good_steps))) == 1
 
@@ -48,6 +50,10 @@ def test_what_torch_negates_as_it_reads_it_on_one_rank(ranks, what):
 @pytest.mark.parametrize("kind", ["FSDP", "HSDP", "DDP"])
 def test_a_named_backend_that_refuses_on_one_rank(ranks, kind, good_steps):
     assert len(set(ranks(4).run(jobs.backend_on_one_rank, kind, good_steps))) == 1
+
+
+def test_a_named_backend_is_not_asked_for_parameters_without_gradients(ranks):
+    ranks(2).run(jobs.backend_without_gradients)
 
 
 @pytest.mark.parametrize(

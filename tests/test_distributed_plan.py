@@ -161,6 +161,9 @@ def test_loads_waves_and_order(problem, wave_bytes, random):
         ]
 
     schedules = [schedule(made, rank) for rank in range(mesh.size)]
+    for wave in (wave for waves in schedules for wave in waves):
+        shapes = [made.assignments[number].matrix[3:] for number in wave.owned]
+        assert shapes == sorted(shapes)  # equal ones are neighbours
     alone = [
         schedule(replace(made, assignments=(a._replace(wave=0),)), rank)
         for a in made.assignments

@@ -8,7 +8,7 @@ from cases import LAYOUTS, general_products, in_layout, symmetric_products, tens
 from torch.utils import _pytree as pytree
 
 from muon_kernels import ops
-from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, rows_of, view
+from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, elements_with_counters, rows_of, view
 from muon_kernels.testing import assert_error_ratio, poison
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -243,6 +243,10 @@ def test_chains_wants_room_for_buffers_and_counters(dtype, counters):
     message = rf"program.elements must be at least {fits.elements}, .* \({program.end}\) .* got {short.elements}"
     with pytest.raises(ValueError, match=message):
         ops.chains(torch.zeros(short.elements, dtype=dtype), short)
+
+
+def test_counters_fill_whole_elements():
+    assert [elements_with_counters(10, counters, 8) for counters in range(4)] == [10, 11, 11, 12]
 
 
 def test_normalize_edges():

@@ -129,6 +129,18 @@ def test_of_several_names_another_may_run_what_one_refuses(stub):
         optimizer.step()
 
 
+def test_each_name_is_asked(stub):
+    optimizer = optimizer_with()
+    give_gradients(optimizer, 0)
+    stub.refuses = lambda op, _: op == "gemm_apply"
+    with use_backend("reference"):
+        optimizer.step()
+    before = contents(optimizer)
+    with use_backend("cuda"), pytest.raises(BackendUnavailable, match="no such gemm_apply"):
+        optimizer.step()
+    assert_same(contents(optimizer), before)
+
+
 def test_without_a_name_nothing_is_asked(stub):
     optimizer = optimizer_with()
     give_gradients(optimizer, 0)

@@ -1,6 +1,7 @@
 """When Triton's chains are replayed as a graph, over a driver and a CUDAGraph that write down; no GPU is needed."""
 
 import os
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar
@@ -136,13 +137,13 @@ def test_a_graph_stays_on_its_stream(card):
 
 
 def test_a_captured_stream_gets_the_launches_and_does_not_count(card):
-    chain, other = Chain(), Chain()
+    chain, *others = (Chain() for _ in range(chains.MOST_KEPT + 1))
     came = []
     for card.capturing in (False, True, True, False, True, False, True, False):
         came.append(chain.call())
     assert came == ["launched"] * 5 + ["recorded", "launched", "replayed"]
     card.capturing = True
-    assert other.call() == "launched"
+    assert [other.call() for other in others] == ["launched"] * chains.MOST_KEPT
     card.capturing = False
     assert chain.call() == "replayed"  # its graph was not dropped for memory that is the other capture's
 
@@ -185,7 +186,7 @@ def test_one_launch_is_no_graph():
 
 def test_launches_of_a_graph_share_the_largest_scratch_memory(card, monkeypatch):
     """Which is not of the pool of the capture, and stays as it is as long as the graph."""
-    asked, allocated = [], []
+    asked, allocated, in_graphs = [], [], []
 
     def allocate(size, alignment, stream):
         assert not card.capturing
@@ -194,7 +195,10 @@ def test_launches_of_a_graph_share_the_largest_scratch_memory(card, monkeypatch)
 
     def ask():
         size = 100 * (3 - len(card.launched) % 3)
-        asked.append((card.capturing, _allocation._allocator.get()(size, 128, card.stream)))
+        memory = _allocation._allocator.get()(size, 128, card.stream)
+        asked.append(memory.data_ptr())
+        if card.capturing:
+            in_graphs.append(weakref.ref(memory))
 
     monkeypatch.setattr(replay, "scratch", allocate)
     card.before_launch = ask
@@ -202,9 +206,10 @@ def test_launches_of_a_graph_share_the_largest_scratch_memory(card, monkeypatch)
     assert chain.calls(5) == FIRST_CALLS
     count = len(chain.expected)
     assert len(allocated) == 2 * count and len(asked) == 3 * count
-    recorded = [memory for capturing, memory in asked if capturing]
-    assert len(recorded) == count and len({memory.data_ptr() for memory in recorded}) == 1
-    assert recorded[0].numel() == max(allocated) == 300
+    assert len(in_graphs) == count and len(set(asked[-count:])) == 1
+    card.allocators.clear()
+    kept = in_graphs[0]()
+    assert kept is not None and kept.numel() == max(allocated) == 300
 
 
 def test_an_error_while_recording_is_raised_and_the_next_call_records(card, monkeypatch):

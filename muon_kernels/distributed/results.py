@@ -32,24 +32,26 @@ class Target(NamedTuple):
     out: Tensor
 
 
-def targets(counts: Sequence[int], numbers: Sequence[int], places: Sequence[Place]) -> list[Target] | None:
+def targets(
+    groups: Sequence[tuple[int, int, int]], numbers: Sequence[int], places: Sequence[Place]
+) -> list[Target] | None:
     """Where all pieces go; None if some cannot be written by products: the pieces of a group's matrices lie unevenly or
-    not on ALIGNMENT bytes, or one is small.
+    not on ALIGNMENT bytes, or one is small, or the factors have rows that do not end there.
 
     Args:
-        counts: how many matrices, all of one shape, each group has.
+        groups: (count, rows, cols) of the matrices of each.
         numbers: of the matrices, in the order of their groups.
     """
     found: list[Target] = []
     rest = iter(numbers)
-    for group, count in enumerate(counts):
+    for group, (count, *sides) in enumerate(groups):
         own = list(islice(rest, count))
         for buffer, by_number in places:
             of_matrix = [by_number.get(number, ()) for number in own]
             if len(set(map(len, of_matrix))) > 1:
                 return None
             for segments in zip(*of_matrix, strict=True):
-                out = _stacked(buffer, segments)
+                out = _stacked(buffer, segments, min(sides))
                 if out is None:
                     return None
                 found.append(Target(group, segments[0].piece, out))
@@ -63,14 +65,16 @@ def multiply(left: Sequence[Tensor], right: Sequence[Tensor], into: Sequence[Tar
     dispatch.run("gemm_add", a, b, [], [target.out for target in into], alpha=1.0, beta=0.0)
 
 
-def _stacked(buffer: Tensor, segments: Sequence[Segment]) -> Tensor | None:
-    """The same piece of several matrices as one [count, rows, cols] of a buffer."""
+def _stacked(buffer: Tensor, segments: Sequence[Segment], inner: int) -> Tensor | None:
+    """The same piece of several matrices, whose factors share a side of `inner`, as one [count, rows, cols] of a
+    buffer."""
     _, first, offset = segments[0]
     rows, cols = first.rows, first.cols
     distances = {b.offset - a.offset for a, b in pairwise(segments)} or {rows * cols}
     distance = distances.pop()
     evenly = not distances and distance > 0 and all(s.piece[3:] == first[3:] for s in segments)
     step = ALIGNMENT // buffer.element_size()
-    if not evenly or min(rows, cols) < MINIMUM_SIDE or any(x % step for x in (first.at_col, cols, offset, distance)):
+    aligned = not any(x % step for x in (inner, first.at_col, cols, offset, distance))
+    if not evenly or not aligned or min(rows, cols) < MINIMUM_SIDE:
         return None
     return buffer.as_strided((len(segments), rows, cols), (distance, cols, 1), offset)

@@ -161,7 +161,7 @@ class BucketStep:
         for part in waves:
             numbers = [owned[i] for i in part.order]
             places = ((send, exchange.sent_by_number), (receive, exchange.kept_by_number))
-            into = None if self._moments is not None else targets([count for count, *_ in part.groups], numbers, places)
+            into = None if self._moments is not None else targets(part.groups, numbers, places)
             chain = Orthogonalizer(
                 part.groups,
                 rows,

@@ -121,8 +121,8 @@ class LowRankMuon(ExactStateOptimizer):
                 with a loss that is not finite, the rank is the highest that max_rank and the shape allow.
 
         Raises:
-            ValueError: both arguments, a loss of several elements, an option out of its range, or a state of another
-                optimizer.
+            ValueError: both arguments, a loss of several elements, an option out of its range, a state of another
+                optimizer, or a parameter or gradient that torch negates as it reads it (`x.conj().imag`).
             RuntimeError: a sparse gradient, or one that does not match its parameter. Nothing has been changed.
         """
         if closure is not None:

@@ -69,8 +69,8 @@ class _Plan:
         if replay is None:
             replay = Replay([planned.bind(lambda offset: address + offset * size) for planned in self._planned])
             if not torch.cuda.is_current_stream_capturing():  # where the memory is another graph's
-                if len(self._kept) == MOST_KEPT:
-                    del self._kept[next(iter(self._kept))]
+                if len(self._kept) >= MOST_KEPT:
+                    self._kept.pop(next(iter(self._kept)), None)  # which another thread may have dropped
                 self._kept[where] = replay
         return replay
 
@@ -89,7 +89,7 @@ def chains(
         plan = _plans.get(key)
         if plan is None:
             plan = _Plan(list(_plan(space, *program)))
-            if len(_plans) == MOST_PLANS:
+            if len(_plans) >= MOST_PLANS:
                 _plans.clear()
             _plans[key] = plan
         plan.bind(space).run(space.device)
