@@ -1,5 +1,6 @@
 """Fixtures for all tests; GPU tests are skipped by name where there is no CUDA device."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -85,6 +86,13 @@ def huge_tensors():
 def _one_thread():
     """These matrices are too small to share: a second thread mostly waits, for long where other work has the core."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected_once():
+    """What lives when a module's tests begin is mostly imported code, which every collection would visit again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

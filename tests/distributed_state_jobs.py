@@ -7,9 +7,9 @@ import math
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from distributed_jobs import mesh_of
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -40,13 +40,13 @@ def build(kind: str, dtype: torch.dtype = torch.float64, **options) -> tuple[Net
     model = Net(dtype)
     if kind in ("HSDP", "FSDP x TP"):
         sides = (2, dist.get_world_size() // 2)
-        mesh = init_device_mesh("cpu", sides, mesh_dim_names=("replicate", "shard") if kind == "HSDP" else ("dp", "tp"))
+        mesh = mesh_of(*sides, names=("replicate", "shard") if kind == "HSDP" else ("dp", "tp"))
         if kind == "FSDP x TP":
             parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
             mesh = mesh["dp"]
         fully_shard(model, mesh=mesh)
     elif kind == "FSDP":
-        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        fully_shard(model, mesh=mesh_of(dist.get_world_size()))
     if kind.startswith("DDP"):
         options |= {"process_group": dist.group.WORLD, "state_sharding": "rows" if "rows" in kind else "match"}
     named = dict(model.named_parameters())

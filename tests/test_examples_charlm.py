@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,6 +41,18 @@ def method(name: str) -> Method:
 
 def train(name: str, text: Text, folder: Path, seed: int = 0, **options) -> tuple[Gpt, Curve]:
     return train_model(method(name), seed, SMALLEST, text, CPU, folder / f"{name}.pt", **options)
+
+
+@pytest.fixture(scope="module")
+def trained(text: Text, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Gpt, Curve, Path]]:
+    """`trained(name)`: the model, the curve and the checkpoint of a run that tests share; seed 0."""
+
+    @cache
+    def once(name: str) -> tuple[Gpt, Curve, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        return *train(name, text, folder), folder / f"{name}.pt"
+
+    return once
 
 
 def losses(curve: Curve) -> tuple[list[float], list[float]]:
@@ -158,8 +172,8 @@ def test_twenty_steps_learn_and_a_seed_repeats_itself(name: str, text: Text, tmp
     assert losses(train(name, text, tmp_path, seed=4)[1]) != losses(curve)
 
 
-def test_our_muon_and_torch_s_train_alike(text: Text, tmp_path: Path) -> None:
-    ours, theirs = (train(name, text, tmp_path)[1] for name in ("muon", "torch-muon"))
+def test_our_muon_and_torch_s_train_alike(trained: Callable) -> None:
+    ours, theirs = (trained(name)[1] for name in ("muon", "torch-muon"))
     np.testing.assert_allclose(ours.validation_loss, theirs.validation_loss, rtol=2e-2)
 
 
@@ -174,9 +188,9 @@ def test_our_muon_and_torch_s_train_alike(text: Text, tmp_path: Path) -> None:
     ],
 )
 def test_variants_are_what_they_are_called(
-    name: str, weights: torch.dtype, matrices: float, others: float, text: Text, tmp_path: Path
+    name: str, weights: torch.dtype, matrices: float, others: float, trained: Callable
 ) -> None:
-    model, curve = train(name, text, tmp_path)
+    model, curve, _ = trained(name)
     assert {p.dtype for p in model.parameters()} == {weights} and model.cosines.dtype == torch.float32
     rest = sum(p.numel() for group in sort_parameters(model)[1:] for p in group)
     count = sum(p.numel() for p in model.parameters())
@@ -186,8 +200,8 @@ def test_variants_are_what_they_are_called(
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_resumed_run_ends_with_the_same_bits(name: str, text: Text, tmp_path: Path) -> None:
-    straight, curve = train(name, text, tmp_path)
+def test_resumed_run_ends_with_the_same_bits(name: str, text: Text, tmp_path: Path, trained: Callable) -> None:
+    straight, curve, _ = trained(name)
 
     steps = iter(range(SMALLEST.steps))
 
@@ -208,9 +222,8 @@ def test_resumed_run_ends_with_the_same_bits(name: str, text: Text, tmp_path: Pa
     assert counts == [20] and torch.equal(finished.head.weight, straight.head.weight)
 
 
-def test_training_follows_the_schedule(text: Text, tmp_path: Path) -> None:
-    train("torch-muon", text, tmp_path)
-    saved = torch.load(tmp_path / "torch-muon.pt", weights_only=True)
+def test_training_follows_the_schedule(trained: Callable) -> None:
+    saved = torch.load(trained("torch-muon")[2], weights_only=True)
     rates = {group["lr"] for optimizer in saved["optimizers"] for group in optimizer["param_groups"]}
     assert rates == {1e-2 * rate_factor(19, 20)}
 

@@ -167,10 +167,11 @@ class _Buffer:
         """The segments of all peers, besides one, and the elements for each."""
         segments: list[Segment] = []
         splits = [0] * self._plan.mesh.size
+        end = 0
         for peer in sorted(self._by_peer.keys() - {besides}):
-            start = _end(segments)
-            segments += self.of(peer, start)
-            splits[peer] = _end(segments) - start
+            segments += self.of(peer, end)
+            splits[peer] = segments[-1].stop - end
+            end = segments[-1].stop
         return tuple(segments), tuple(splits)
 
     def of(self, peer: int, offset: int) -> tuple[Segment, ...]:
