@@ -21,7 +21,7 @@ from muon_kernels.backends.triton import gemm, gemm_add, replay, symm_gemm
 pytestmark = MARKS
 
 CONFIG = replace(WIDE, block_n=16) if INTERPRETED else WIDE
-"""To the interpreter a program that leaves at once is as long as another: of these few, of wide tiles three in four."""
+"""The interpreter takes long over tiles that lie outside the matrix, as most wide ones of these products would."""
 
 
 @pytest.mark.parametrize("method", ["standard", "gram"])
