@@ -125,7 +125,7 @@ class Pair:
                 assert torch.equal(local(buffer), local(whole)), (i, tuple(p.shape), key)
 
 
-def equals_one_process(lies: Lies, shapes, options: dict[str, Any], dtype=torch.float32, steps: int = 3) -> None:
+def equals_one_process(lies: Lies, shapes, options: dict[str, Any], dtype=torch.float32, steps: int = 5) -> None:
     pair = Pair(lies, shapes, **{"dtype": dtype} | options)
     for step in range(steps):
         pair.step(step)

@@ -4,14 +4,8 @@ float16 and float32 in both; bfloat16 on the GPU alone, because the interpreter 
 """
 
 import pytest
-from triton_cases import INTERPRETED
 
 from muon_kernels import use_backend
-
-if INTERPRETED:
-    import quick_interpreter
-
-    quick_interpreter.install()
 
 
 @pytest.fixture(autouse=True)
