@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from muon_kernels.backends.products import Op, one_by_one
 from muon_kernels.described import describe
-from muon_kernels.program import Program
+from muon_kernels.program import Program, ProgramBuilder
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (8, 8), (7, 33), (33, 7), (64, 64), (16, 200), (130, 72)]
 """(rows, cols) of the matrices in the op tests: units, odd sizes, multiples of 8, tall and wide."""
@@ -69,6 +69,19 @@ def general_products(dtype: torch.dtype, device: str, *, with_c: bool) -> Produc
             p.c.append(in_layout(torch.randn(batch, rows, cols).to(device, dtype), layout))
         p.outs.append(in_layout(torch.full((batch, rows, cols), torch.nan).to(device, dtype), layout))
     return p
+
+
+def small_program() -> Program:
+    """Two chains of two products each; those of the second work on a tall matrix."""
+    build = ProgramBuilder(element_size=4)
+    for rows, cols, batch in ((3, 5, 2), (7, 4, 1)):
+        build.chain(batch)
+        x = build.buffer(rows, cols)
+        wide = x if rows <= cols else x.mT
+        square, out = build.buffer(wide.rows, wide.rows), build.buffer(rows, cols)
+        build.symm_gemm(wide, wide.mT, square, alpha=0.5, delta=2.0)
+        build.gemm_add(square, wide, out if rows <= cols else out.mT, c=wide, beta=-1.0)
+    return build.build()
 
 
 def product_by_product(symm_gemm: Op, gemm_add: Op, workspace: Tensor, program: Program) -> None:

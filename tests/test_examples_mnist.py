@@ -18,7 +18,7 @@ from _data import cache_file
 from _mnist_data import CACHED, IDX_NAMES, load_mnist
 from _mnist_glyph import glyph
 from _mnist_read import DATASETS, PARTS, Mnist
-from _mnist_train import BATCH, OPTIMIZERS, History, build_model, build_optimizer, prepare_splits, record, train_model
+from _mnist_train import OPTIMIZERS, History, build_model, build_optimizer, prepare_splits, record, train_model
 from digits import separable_digits
 from matplotlib.axes import Axes
 from torch import nn
@@ -33,11 +33,9 @@ def separable() -> Mnist:
 
 
 @pytest.fixture
-def idx_folder(tmp_path: Path) -> Path:
-    """Images for two batches of training, and enough others that two networks rarely know equally many."""
-    images = separable_digits(2 * BATCH, 1000)
+def idx_folder(separable: Mnist, tmp_path: Path) -> Path:
     for name, part in zip(IDX_NAMES, PARTS, strict=True):
-        array = getattr(images, part)
+        array = getattr(separable, part)
         header = struct.pack(f">{1 + array.ndim}i", 2051 if array.ndim == 3 else 2049, *array.shape)
         (tmp_path / name).write_bytes(header + array.tobytes())
     return tmp_path
@@ -268,9 +266,9 @@ def test_real_fashion_mnist_after_one_epoch() -> None:
 def test_backends_side_by_side(idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where both names stand for the same backend, as on a CPU, the curves are equal, and they fall."""
     out = tmp_path / "out"
-    options = ["--backend", "reference", "auto", "--epochs", "20", "--device", "cpu"]
+    options = ["--backend", "reference", "auto", "--epochs", "4", "--device", "cpu"]
     mnist_backends.main([*options, "--data", str(idx_folder), "--out", str(out)])
     runs = json.loads((out / "results.json").read_text())["runs"]
-    assert runs["reference"] == runs["auto"] and len(runs["auto"]["loss"]) == 20 * 2 // mnist_backends.WINDOW
+    assert runs["reference"] == runs["auto"] and len(runs["auto"]["loss"]) == 4 * 12 // mnist_backends.WINDOW
     assert runs["auto"]["loss"][-1] < runs["auto"]["loss"][0] and png_size(out / "loss.png") == (800, 500)
     assert "reference" in capsys.readouterr().out

@@ -1,14 +1,11 @@
 """Every op: registration (opcheck, fullgraph), the reference against float64 arithmetic, and what is refused."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from cases import LAYOUTS, general_products, in_layout, symmetric_products, tensor_list
+from cases import LAYOUTS, general_products, in_layout, small_program, symmetric_products, tensor_list
 from torch.utils import _pytree as pytree
 
 from muon_kernels import ops
-from muon_kernels.program import BUFFER_FIELDS, ProgramBuilder, elements_with_counters, rows_of, view
 from muon_kernels.testing import assert_error_ratio, poison
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -29,19 +26,6 @@ def prologue_call(dtype=torch.float32, out_dtype=torch.bfloat16, **options):
         "found_inf": None,
     }
     return (grads, momenta, outs, sumsq), settings | options
-
-
-def small_program():
-    """Two chains of two products each; those of the second work on a tall matrix."""
-    build = ProgramBuilder(element_size=4)
-    for rows, cols, batch in ((3, 5, 2), (7, 4, 1)):
-        build.chain(batch)
-        x = build.buffer(rows, cols)
-        wide = x if rows <= cols else x.mT
-        square, out = build.buffer(wide.rows, wide.rows), build.buffer(rows, cols)
-        build.symm_gemm(wide, wide.mT, square, alpha=0.5, delta=2.0)
-        build.gemm_add(square, wide, out if rows <= cols else out.mT, c=wide, beta=-1.0)
-    return build.build()
 
 
 ONE = {"alpha": 1.0, "beta": 0.0}
@@ -202,20 +186,6 @@ def test_normalize_by_own_norms_edges():
     assert out[1].eq(0.125).all() and out[2:4].isnan().all()
 
 
-def test_chains():
-    """(X X^T / 2 + 2 I) X - X, written down by hand."""
-    program = small_program()
-    workspace = torch.full((program.elements,), torch.nan, dtype=torch.float64)
-    buffers = rows_of(program.buffers, BUFFER_FIELDS)
-    xs = [torch.randn(*buffers[i][1:4], dtype=torch.float64) for i in (0, 3)]
-    for x, buffer in zip(xs, (buffers[0], buffers[3]), strict=True):
-        view(workspace, buffer).copy_(x)
-    ops.chains(workspace, program)
-    wide, tall = xs
-    torch.testing.assert_close(view(workspace, buffers[2]), wide @ wide.mT @ wide / 2 + wide)
-    torch.testing.assert_close(view(workspace, buffers[5]), tall @ tall.mT @ tall / 2 + tall)
-
-
 @pytest.mark.parametrize("which", [0, 1])
 def test_ops_refuse_what_torch_negates_as_it_reads_it(which):
     lists = [[torch.ones(2, 3), torch.ones(2, 3)] for _ in range(2)]
@@ -223,30 +193,6 @@ def test_ops_refuse_what_torch_negates_as_it_reads_it(which):
     with pytest.raises(ValueError, match=rf"{('params', 'updates')[which]}\[1\] must not be negated lazily"):
         ops.apply(*lists, lr=0.1, scales=[1.0, 1.0])
     assert all(torch.equal(tensors[0], torch.ones(2, 3)) for tensors in lists)
-
-
-def test_chains_wants_its_workspace():
-    program = small_program()
-    for workspace in (torch.empty(program.elements + 1), torch.empty(program.elements, 2)[:, 0]):
-        with pytest.raises(ValueError, match=rf"workspace must be contiguous \[{program.elements}\], got"):
-            ops.chains(workspace, program)
-    with pytest.raises(TypeError, match="workspace must have one real floating dtype, got torch.int32"):
-        ops.chains(torch.empty(program.elements, dtype=torch.int32), program)
-
-
-@pytest.mark.parametrize(("dtype", "counters"), [(torch.bfloat16, 8), (torch.float32, 4), (torch.float64, 2)])
-def test_chains_wants_room_for_buffers_and_counters(dtype, counters):
-    """Four bytes for each of the four products."""
-    program = small_program()
-    fits, short = (replace(program, elements=program.end + counters - lacking) for lacking in (0, 1))
-    ops.chains(torch.zeros(fits.elements, dtype=dtype), fits)
-    message = rf"program.elements must be at least {fits.elements}, .* \({program.end}\) .* got {short.elements}"
-    with pytest.raises(ValueError, match=message):
-        ops.chains(torch.zeros(short.elements, dtype=dtype), short)
-
-
-def test_counters_fill_whole_elements():
-    assert [elements_with_counters(10, counters, 8) for counters in range(4)] == [10, 11, 11, 12]
 
 
 def test_normalize_edges():

@@ -81,7 +81,7 @@ def test_the_formula_in_float64(normalizer, rule, max_bytes):
     reference = Float64Variant(matrices, factors, normalizer, rule, **OPTIONS)
     optimizer = Muon(groups_of(params), normalizer=normalizer, weight_decay_rule=rule, max_workspace_bytes=max_bytes,
                      **OPTIONS, **FLOAT64)  # fmt: skip
-    for _ in range(5):
+    for _ in range(10):
         for p in params:
             p.grad = torch.randn_like(p)
         grads = [p.grad.clone(memory_format=torch.preserve_format) for p in params]

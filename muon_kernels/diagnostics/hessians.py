@@ -10,7 +10,6 @@ from torch import Tensor, nn
 LARGEST_SIZE = 8192
 """A dense float32 Hessian of this size takes 256 MiB."""
 
-
 CHUNK = 32
 """Columns at a time: for each of them a function may need several copies of all that it holds."""
 
