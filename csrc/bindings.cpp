@@ -18,19 +18,6 @@
 namespace muon_kernels {
 namespace {
 
-// A [batch, rows, cols].
-struct Problem {
-  explicit Problem(py::handle object) {
-    const dlpack::Tensor tensor = read_tensor(object);
-    batch = tensor.shape[0];
-    rows = tensor.shape[1];
-    cols = tensor.shape[2];
-    data = {data_of(tensor), tensor.strides[0], tensor.strides[1], tensor.strides[2]};
-  }
-  int64_t batch, rows, cols;
-  MatrixBatch data;
-};
-
 // ---- prologue ----------------------------------------------------------------------------------------------------------
 
 struct Prologue {

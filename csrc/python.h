@@ -97,6 +97,19 @@ inline DType common_dtype(const py::list& tensors, const char* name) { return dt
 
 inline void* data_of(const dlpack::Tensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
 
+// A [batch, rows, cols].
+struct Problem {
+  explicit Problem(py::handle object) {
+    const dlpack::Tensor tensor = read_tensor(object);
+    batch = tensor.shape[0];
+    rows = tensor.shape[1];
+    cols = tensor.shape[2];
+    data = {data_of(tensor), tensor.strides[0], tensor.strides[1], tensor.strides[2]};
+  }
+  int64_t batch, rows, cols;
+  MatrixBatch data;
+};
+
 // Of everything but dtypes and items, in the order in which Python gives it.
 inline void set_prologue(PrologueArgs& args, double momentum, bool nesterov, bool ema, bool maximize, int64_t grad_scale,
                          int64_t found_inf, int64_t sumsq, int64_t partials) {

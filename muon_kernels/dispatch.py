@@ -61,9 +61,14 @@ def rate_tensor(lr: float | Tensor) -> Tensor:
     return lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
 
 
-def whole(name: str, lists: list[list[Tensor]], request: str) -> Callable[..., list[bool]] | None:
-    """What the first backend has that does the work of several ops in one call, or None; see `backends.whole`."""
-    return backends.whole(name, lists[0][0].device, lists, request) if _unheard(lists) else None
+def whole(name: str, lists: list[list[Tensor]], request: str | None = None) -> Callable[..., list[bool]] | None:
+    """What the first backend has that does the work of several ops in one call, or None; see `backends.whole`.
+
+    `request` defaults to what `backends.requested` says.
+    """
+    if not _unheard(lists):
+        return None
+    return backends.whole(name, lists[0][0].device, lists, request or backends.requested())
 
 
 def _unheard(lists: list[list[Tensor]]) -> bool:

@@ -87,7 +87,13 @@ def orthogonalize(
     if method == "svd":
         into.copy_(polar_factor(matrices))
         return out
-    groups = [(matrices.shape[0], matrices.shape[1], matrices.shape[2])]
+    groups = ((matrices.shape[0], matrices.shape[1], matrices.shape[2]),)
+    norm = {"eps": eps, "safety_factor": safety_factor}
+    if preconditioning == "frobenius" and compute == torch.float16:
+        plan = chain_plan(groups, rows, method, compute, True)
+        whole = None if None in plan.factors else dispatch.whole("orthogonalize", [[matrices], [into]])
+        if whole and all(whole(plan, [matrices], [into], **norm)):
+            return out
     chain = Orthogonalizer(
         groups,
         rows,
@@ -97,7 +103,6 @@ def orthogonalize(
         device=G.device,
         factored=True,
     )
-    norm = {"eps": eps, "safety_factor": safety_factor}
     if chain.factored:
         dispatch.run("gemm_add", *chain.factors([matrices], None, **norm), [], [into], alpha=1.0, beta=0.0)
     else:

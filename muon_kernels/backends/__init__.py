@@ -87,7 +87,7 @@ def whole(name: str, device: torch.device, lists: TensorLists, request: str) -> 
     thing or cannot run it on these tensors. The ops do the same then, one by one.
 
     Args:
-        name: "waves", see `muon_kernels.backends.cuda_wave`.
+        name: "waves" or "orthogonalize", see `muon_kernels.backends.cuda_wave`.
         request: what `requested` says.
     """
     first = NAMES[0] if request == "auto" else request.split(",")[0]

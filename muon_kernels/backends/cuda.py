@@ -170,7 +170,7 @@ OPS: dict[str, Callable[..., None]] = {
 }
 
 
-WHOLES: dict[str, Callable[..., list[bool]]] = {"waves": cuda_wave.waves}
+WHOLES: dict[str, Callable[..., list[bool]]] = {"waves": cuda_wave.waves, "orthogonalize": cuda_wave.orthogonalize}
 """What does the work of several ops in one call; returns whether it has, for each part."""
 
 

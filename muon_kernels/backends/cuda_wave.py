@@ -1,4 +1,5 @@
-"""Whole waves of a step on the kernels of csrc, each in one call: prologue_normalize, chains and gemm_apply."""
+"""Whole waves on the kernels of csrc, each in one call: a step's (prologue_normalize, chains and gemm_apply), and
+`orthogonalize`'s (normalize, chains and gemm_apply's kernel, which overwrites)."""
 
 from __future__ import annotations
 
@@ -55,19 +56,48 @@ def waves(
     if not any(fit):
         return fit
     fitting = list(compress(steps, fit))
-    # For one wave after the other: a workspace, and behind it what `WaveStep.scratch` counts.
-    doubles = -(-max(plan.program.elements for plan, _, _ in compress(waves, fit)) // 4)
+    elements = max(plan.program.elements for plan, _, _ in compress(waves, fit))
     sums = max(step.scratch() for step in fitting)
     with on_device(device):
         stream = current_stream(device)
-        memory = torch.empty(doubles + sums, dtype=torch.float64, device=device)
-        workspace = memory.data_ptr()
+        workspace, scratch, _memory = _workspace(elements, sums, device)  # for one wave after the other
         for step in fitting:
-            step.launch(*arguments, workspace, workspace + 8 * doubles, stream)
+            step.launch(*arguments, workspace, scratch, stream)
     stepped = [i for _, order, _ in compress(waves, fit) for i in order]
     for written in (momenta.tensors, params.tensors):
         torch.autograd.graph.increment_version([written[i] for i in stepped])
     return fit
+
+
+def orthogonalize(
+    plan: ChainPlan, xs: list[Tensor], outs: list[Tensor], *, eps: float, safety_factor: float
+) -> list[bool]:
+    """What `normalize`, `chains` and `gemm_add` of `muon_kernels.ops` do one after the other, bit for bit.
+
+    Args:
+        plan: of float16 chains that all leave a last product.
+        xs: problem list in the order of the plan's groups.
+        outs: problem list like `xs` in shape, overwritten.
+
+    Returns:
+        Whether it was done. Nothing has happened where the last products cannot write `outs`:
+        `WaveOrthogonalize::fits` of csrc/wave.cpp.
+    """
+    call, device = extension.load().WaveOrthogonalize(_wave(plan), xs, outs), xs[0].device
+    if not call.fits():
+        return [False]
+    with on_device(device):
+        workspace, scratch, _memory = _workspace(plan.program.elements, call.scratch(), device)
+        call.launch(eps, safety_factor, workspace, scratch, current_stream(device))
+    return [True]
+
+
+def _workspace(elements: int, doubles: int, device: torch.device) -> tuple[int, int, Tensor]:
+    """Addresses of so many float16 elements and of so many float64 behind them, and the memory, to be kept until the
+    last launch."""
+    first = -(-elements // 4)
+    memory = torch.empty(first + doubles, dtype=torch.float64, device=device)
+    return memory.data_ptr(), memory.data_ptr() + 8 * first, memory
 
 
 @lru_cache(maxsize=256)
