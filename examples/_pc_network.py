@@ -125,6 +125,7 @@ class PCNetwork(nn.Module):
 
         S = I + sum_l P_l P_l^T, where P_l is the product of the layers above hidden layer l. Its gradient in the
         weights is that of the energy at the minimum: what predictive coding steps by if inference is run to its end.
+        Of weights that have overflowed it is not finite.
         """
         if self.activation != "linear":
             raise ValueError(f"equilibrium_energy needs a linear network, got activation {self.activation!r}")
@@ -137,7 +138,8 @@ class PCNetwork(nn.Module):
                 matrix = matrix + torch.eye(len(matrix), dtype=x.dtype, device=x.device)
             product = product @ matrix
             s = s + product @ product.mT
-        return (residual * torch.linalg.solve(s, residual.mT).mT).sum() / 2 / len(x)
+        # S is invertible unless something has overflowed, of which a GPU's `solve` would make an error.
+        return (residual * torch.linalg.solve_ex(s, residual.mT).result.mT).sum() / 2 / len(x)
 
     def _map(self, layer: int, weight: Tensor, z: Tensor) -> Tensor:
         """What a layer with this weight makes of z; both may be stacks of several layers with its scale and skip."""

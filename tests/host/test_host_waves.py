@@ -24,6 +24,26 @@ def test_orthogonalize(shape, method):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"method": "squaring"}, {"eps": 100.0}, {"safety_factor": 2.0}], ids=str)
+def test_orthogonalize_in_one_call_has_the_bits_of_its_ops(dtype, options, monkeypatch):
+    whole, done = dispatch.whole, []
+
+    def spy(*args):
+        run = whole(*args)
+        return lambda *args, **kwargs: done.append(run(*args, **kwargs)) or done[-1]
+
+    wide = torch.randn(3, 24, 40, dtype=dtype)
+    with use_backend("cuda,reference"):
+        for g in (wide, wide.mT, wide[1:, ::2, 3:], wide[:1].expand(4, 24, 40), wide[0, :1], wide[0, :, :1]):
+            results = []
+            for chosen in (spy, lambda *_: None):
+                monkeypatch.setattr(dispatch, "whole", chosen)
+                results.append(orthogonalize(g, compute_dtype=torch.float16, **options))
+            assert torch.equal(*results), (g.shape, g.stride())
+    assert done == [[dtype != torch.float16]] * 6, "the kernel of the last product writes no float16"
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -85,6 +105,7 @@ def test_chains_count_behind_their_buffers(preconditioning, steps, monkeypatch):
         behind.append(larger[program.elements :])
 
     monkeypatch.setattr(sys.modules["muon_kernels.orthogonalize"], "chains", chains)
+    monkeypatch.setattr(dispatch, "whole", lambda *_: None)
     g, options = torch.randn(5, 8, 24), {"method": "gram", "ns_steps": steps, "preconditioning": preconditioning}
     results = []
     for backend in ("reference", "cuda"):
