@@ -56,6 +56,19 @@ def test_every_method_learns(splits: tuple[Split, Split], method: str, optimizer
             assert energy < loss, "inference starts at the feed-forward pass, whose energy is the loss"
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_energy_of_weights_that_have_overflowed_is_not_finite(device: str) -> None:
+    """A GPU's solver reports its system as singular."""
+    net = PCNetwork(6, 8, 2, 4, parametrisation="mupc", activation="linear").to(device)
+    x, y = torch.randn(5, 6, device=device), torch.randn(5, 4, device=device)
+    assert net.equilibrium_energy(x, y).isfinite()
+    with torch.no_grad():
+        net.weights[1].fill_(1e30)
+    energy = net.equilibrium_energy(x, y)
+    energy.backward()
+    assert not energy.isfinite()
+
+
 def test_a_run_that_diverges_is_stopped_and_holds_only_numbers(splits: tuple[Split, Split]) -> None:
     row = train(SMALL | {"optimizer": "Adam", "rate": 1e30, "conditions": True}, splits)
     assert len(row["accuracy"]) < 4 and all(map(math.isfinite, row["loss"] + row["energy"] + row["condition"]))
