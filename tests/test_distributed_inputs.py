@@ -22,7 +22,7 @@ CUTS = [((5, 11), ()), ((), (1,)), ((4,), (3, 12)), ((), ()), ((8,), (19,))]
 def scattered(matrices):
     """The matrices' pieces in one buffer, the last one first, with gaps; and its segments."""
     total = sum(matrix.numel() for matrix in matrices)
-    buffer = torch.full((2 * total,), torch.nan, dtype=matrices[0].dtype)
+    buffer = matrices[0].new_full((2 * total,), torch.nan)
     end, arrived = len(buffer), []
     for number, (matrix, cuts) in enumerate(zip(matrices, CUTS, strict=True)):
         segments = []
@@ -46,9 +46,8 @@ def random_matrices(dtype):
 def orthogonalized(matrices, *, steps=5, compute=torch.float64, **options):
     """What chains make of pieces, one result a matrix; `options` of the Orthogonalizer."""
     rows = resolve_coefficients("original", steps)
-    chain = Orthogonalizer(
-        GROUPS, rows, **{"method": "auto", "device": torch.device("cpu"), "compute_dtype": compute} | options
-    )
+    device = matrices[0].device
+    chain = Orthogonalizer(GROUPS, rows, **{"method": "auto", "device": device, "compute_dtype": compute} | options)
     buffer, arrived = scattered(matrices)
     norm = {"eps": 1e-7, "safety_factor": 1.25}
     chosen = inputs(chain, buffer, arrived)
@@ -83,7 +82,7 @@ def test_every_piece_is_divided_by_the_norm_of_its_matrix(in_pieces):
         {"compute": torch.float16, "factored": True},
         {"compute": torch.float16, "factored": True, "preconditioning": "aol"},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(map(str, options.values())),
 )
 def test_chains_of_pieces_are_those_of_assembled_matrices(monkeypatch, options):
     half = options.get("compute") == torch.float16
@@ -94,6 +93,19 @@ def test_chains_of_pieces_are_those_of_assembled_matrices(monkeypatch, options):
     for found, expected in zip(orthogonalized(matrices, **options), assembled, strict=True):
         assert expected.isfinite().all() and expected.any()
         torch.testing.assert_close(found, expected, rtol=0, atol=0 if half else 1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preconditioning", ["frobenius", "aol"])
+def test_chains_of_pieces_on_a_device(monkeypatch, preconditioning):
+    matrices = [matrix.cuda() for matrix in random_matrices(torch.bfloat16)]
+    options = {"compute": torch.float16, "factored": True, "preconditioning": preconditioning}
+    found = []
+    for choice in (False, True):
+        monkeypatch.setattr(module, "reads_pieces", lambda chain, pieces, choice=choice: choice)
+        found.append(orthogonalized(matrices, **options))
+    for assembled, in_place in zip(*found, strict=True):
+        assert assembled.isfinite().all() and torch.equal(assembled, in_place)
 
 
 @pytest.mark.parametrize("kind", LIES)
@@ -117,10 +129,12 @@ def test_steps_from_pieces_with_options(ranks, options):
 def test_what_is_read_from_pieces():
     """Large pieces in the mean, off the CPU, for chains that normalise."""
 
-    def asked(elements, device="meta", method="auto"):
-        chain = Orthogonalizer([(1, 4, 4)], (), method=method, compute_dtype=torch.float32, device=torch.device("cpu"))
-        return reads_pieces(chain, [torch.empty(n, device=device) for n in elements])
+    def asked(groups, pieces, device="meta", method="auto"):
+        options = {"method": method, "compute_dtype": torch.float32, "device": torch.device(device)}
+        return reads_pieces(Orthogonalizer(groups, (), **options), [torch.empty(1, device=device)] * pieces)
 
-    assert asked([LARGE_PIECE]) and asked([LARGE_PIECE + 1, LARGE_PIECE - 1])
-    assert not asked([LARGE_PIECE - 1]) and not asked([LARGE_PIECE, LARGE_PIECE - 1])
-    assert not asked([LARGE_PIECE], device="cpu") and not asked([LARGE_PIECE], method="svd")
+    one, smaller = (1, 1024, LARGE_PIECE // 1024), (1, 1023, LARGE_PIECE // 1024)
+    larger = (1, 1025, LARGE_PIECE // 1024)
+    assert asked([one], 1) and asked([larger, smaller], 2) and asked([(2, *one[1:])], 2)
+    assert not asked([smaller], 1) and not asked([one, smaller], 2) and not asked([one], 2)
+    assert not asked([one], 1, device="cpu") and not asked([one], 1, method="svd")

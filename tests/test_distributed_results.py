@@ -8,10 +8,13 @@ import torch
 from distributed_jobs import EXPERT_LIES, LIES
 from distributed_owner_jobs import by_products, by_products_if_at_all
 
-from muon_kernels import ops
+from muon_kernels import dispatch, ops
+from muon_kernels.backends import cuda_gemm_apply, cuda_products
+from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.distributed.exchange import Segment
 from muon_kernels.distributed.layout import Piece
 from muon_kernels.distributed.results import MINIMUM_SIDE, multiply, multiply_and_apply, targets
+from muon_kernels.orthogonalize import Orthogonalizer
 from muon_kernels.variants import NorMuon
 
 SIDE = MINIMUM_SIDE
@@ -121,6 +124,34 @@ def test_a_step_by_pieces_has_the_bits_of_products_and_apply(dtype, skipped):
     before = whole[:, 3:, 5:].unbind()
     for step, wanted, old in zip(stepped, expected, before, strict=True):
         assert torch.equal(step, wanted) and torch.equal(step, old) == skipped
+
+
+@pytest.mark.parametrize("method", ["standard", "gram", "squaring"])
+def test_operands_are_what_the_cuda_kernels_read(method, monkeypatch):
+    """Whatever piece a product can write: its rows and columns lie as Hopper's copy engine wants them."""
+    groups = [(2, 2 * SIDE, SIDE), (1, SIDE, 2 * SIDE + 8)]
+    chain = Orthogonalizer(
+        groups,
+        resolve_coefficients("original", 5),
+        method=method,
+        compute_dtype=torch.float16,
+        device=torch.device("cpu"),
+        factored=True,
+    )
+    rows = [segment(n, n * SIDE * SIDE, at=(SIDE - 3, 0)) for n in (0, 1)]
+    cols = segment(2, 2 * SIDE * SIDE, at=(0, SIDE + 8))
+    into = targets(groups, [0, 1, 2], [in_buffer(*rows, cols)])
+    assert into is not None
+    given: list[tuple] = []
+    monkeypatch.setattr(dispatch, "run", lambda *args, **kwargs: given.append(args))
+    factors = chain.factors([], None, eps=0.0, safety_factor=1.0)
+    given.clear()
+    multiply(*factors, into[0])
+    multiply_and_apply(*factors, into[0], [])
+    (_, *gemm_add), (_, *gemm_apply) = given
+    cuda_products._items(False, *gemm_add)
+    cuda_gemm_apply.check_operands(*gemm_apply[:2])
+    assert len(gemm_add[0]) == len(gemm_apply[0]) == 2
 
 
 ALONE = ["FSDP", "FSDP, columns", "FSDP x TP, column-wise", "FSDP x TP, row-wise"]

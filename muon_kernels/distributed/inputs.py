@@ -37,7 +37,7 @@ def inputs(chain: Orthogonalizer, gathered: Tensor, arrived: Sequence[Sequence[S
     problems = [piece[None] for piece in pieces]
     sums = torch.empty(len(pieces), dtype=torch.float64, device=gathered.device)
     dispatch.run("sum_squares", problems, sums)
-    # Each piece gets the sum over its matrix, whose order is that of the plan.
+    # For each piece the sum over its matrix, added up in the order of the plan, and with no word from the device.
     of_matrix = [own.sum(0, keepdim=True).expand_as(own) for own in sums.split([len(own) for own in arrived])]
     return Inputs(problems, torch.cat(of_matrix), [piece[None] for piece in views.within(chain.normalised, arrived)])
 
@@ -45,10 +45,12 @@ def inputs(chain: Orthogonalizer, gathered: Tensor, arrived: Sequence[Sequence[S
 def reads_pieces(chain: Orthogonalizer, pieces: Sequence[Tensor]) -> bool:
     """Whether pieces are normalised where they lie.
 
-    That saves a copy of every piece and takes two more launches and one a matrix, so pieces have to be large in the
-    mean. (Small matrices are summed and normalised in one launch if they are whole.) On a CPU matrices are assembled:
-    one process adds up their squares in an order that sums of pieces do not keep, and its bits are promised there. On
-    GPUs the order differs in any case, in the last bits of a float64.
+    That saves a copy of every piece and takes one launch more for each matrix, to add up sums, so pieces have to be
+    large in the mean. (Small matrices that are whole are summed and normalised in one launch.) On a CPU matrices are
+    assembled: one process adds up their squares in an order that sums of pieces do not keep, and its bits are promised
+    there. On GPUs the order differs in any case, which shows in the last bits of a float64.
     """
-    large = sum(piece.numel() for piece in pieces) >= views.LARGE_PIECE * len(pieces)
-    return large and chain.plan is not None and not pieces[0].is_cpu
+    if chain.plan is None or pieces[0].is_cpu:
+        return False
+    elements = sum(count * rows * cols for _, count, rows, cols, *_ in chain.plan.normalised)
+    return elements >= views.LARGE_PIECE * len(pieces)

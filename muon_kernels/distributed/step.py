@@ -63,7 +63,7 @@ class BucketStep:
     """One step of a bucket, with its group's options.
 
     What the prologue writes travels in the dtype in which one process would keep it, so that an owner sees the same
-    bits; `normalize` sums the squares of the assembled matrix, on a CPU in the order of the prologue.
+    bits; its sum of squares is that of the assembled matrix, on a CPU in the order of the prologue, or of its pieces.
     """
 
     def __init__(
@@ -189,7 +189,9 @@ class BucketStep:
             for buffer, by_number in places:
                 segments = [by_number.get(n, []) for n in numbers]
                 copy(read_all(buffer, segments), within(orthogonal, segments))
-        unapplied = [*exchange.receive, *(s for s in exchange.kept if s.number not in applied)]
+        unapplied: Sequence[Segment] = exchange.arrived
+        if applied:
+            unapplied = [*exchange.receive, *(s for s in exchange.kept if s.number not in applied)]
         return Leaving(wave, self._bucket.team.start(exchange, send, receive, "scattering updates"), unapplied)
 
     def _last_products(
