@@ -36,7 +36,7 @@ from .gate import GateRefused
 from .lab import NoNumber, Status
 from .layouts import Layout
 from .ranks import Ranks
-from .shared import MODEL_CELLS, OURS, PAIRS, SMOKE_CELLS, Column, Shared, compare
+from .shared import MODEL_CELLS, OURS, PAIRS, SMOKE_CELLS, Column, Difference, Shared, compare
 from .shared_results import SharedResults
 
 GATE = 0.05
@@ -47,6 +47,8 @@ CHECK_STEPS = 5
 UNEVEN = [(1, 9), (7, 5), (5, 33), (3, 24), (33, 7)]
 LARGE = [(768, 768), (768, 3072), (3072, 768), (1024, 4096), (768, 768), (4096, 1024)]
 SMOKE_LARGE = [(24, 40), (40, 24)]
+BY_PIECES = [(4096, 4096), (2048, 4096), (4096, 2048)]
+"""On up to 4 ranks of pieces so large that owners do not assemble them, and that products write or step them."""
 LINK_MIB = (1, 16, 128)
 COLLECTIVE_SECONDS = 60  # after which a rank that waits for another one ends the run
 
@@ -89,11 +91,15 @@ class Bench:
     def check(self, column: Column, layout: Layout, dtype: torch.dtype) -> None:
         """Compares some steps with those of one process, and counts the elements that differ."""
         large = SMOKE_LARGE if self.ranks.smoke else LARGE
-        sizes = UNEVEN + large if column.ours else large  # torch.optim.Muon refuses fewer rows than ranks
-        shapes = {f"{i}{'.o' if i % 2 else ''}": shape for i, shape in enumerate(sizes)}
-        many, alone = (Shared(self.ranks.device, column, where, shapes, dtype) for where in (layout, None))
+        together = [UNEVEN + large, SMOKE_LARGE if self.ranks.smoke else BY_PIECES]
+        if not column.ours:
+            together = [large]  # torch.optim.Muon refuses fewer rows than ranks
         steps = 2 if self.ranks.smoke else CHECK_STEPS
-        found = compare(many, alone, steps)
+        found = Difference()
+        for sizes in together:
+            shapes = {f"{i}{'.o' if i % 2 else ''}": shape for i, shape in enumerate(sizes)}
+            many, alone = (Shared(self.ranks.device, column, where, shapes, dtype) for where in (layout, None))
+            found += compare(many, alone, steps)
         elements, differing = (int(self.ranks.total(n)) for n in (found.elements, found.differing))
         error = (self.ranks.total(found.squares) / self.ranks.total(found.way)) ** 0.5
         self._errors[column, layout] = max(error, self._errors.get((column, layout), 0.0))

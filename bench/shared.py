@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -99,10 +100,13 @@ class Difference:
     parameters of one process have gone.
     """
 
-    elements: int
-    differing: int
-    squares: float
-    way: float
+    elements: int = 0
+    differing: int = 0
+    squares: float = 0.0
+    way: float = 0.0
+
+    def __add__(self, other: Difference) -> Difference:
+        return Difference(*map(operator.add, astuple(self), astuple(other)))
 
 
 def compare(many: Shared, alone: Shared, steps: int) -> Difference:

@@ -158,13 +158,26 @@ class Orthogonalizer:
         raw = self.workspace.view(self._raw_dtype)
         return [view(raw, buffer) for buffer in self.plan.inputs]
 
+    @property
+    def normalised(self) -> list[Tensor]:
+        """One [count, rows, cols] a group, where the normalised matrices go; not of "svd". In the compute dtype."""
+        assert self.plan is not None
+        return [view(self.workspace, buffer) for buffer in self.plan.normalised]
+
     def factors(
-        self, matrices: Sequence[Tensor], sumsq: Tensor | None, *, eps: float, safety_factor: float
+        self,
+        matrices: Sequence[Tensor],
+        sumsq: Tensor | None,
+        into: Sequence[Tensor] | None = None,
+        /,
+        *,
+        eps: float,
+        safety_factor: float,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Everything but the last product: problem lists a and b, views of the scratch memory, whose products a[i] b[i]
         are the matrices orthogonalised. Arguments as of `run`."""
         assert self.plan is not None and self.factored
-        self._run(self.plan, matrices, sumsq, eps, safety_factor)
+        self._run(self.plan, matrices, sumsq, into, eps, safety_factor)
         left, right = [], []
         for x, factor in zip(self.plan.xs, self.plan.factors, strict=True):
             assert factor is not None
@@ -175,27 +188,44 @@ class Orthogonalizer:
         return left, right
 
     def run(
-        self, matrices: Sequence[Tensor], sumsq: Tensor | None, *, eps: float, safety_factor: float
+        self,
+        matrices: Sequence[Tensor],
+        sumsq: Tensor | None,
+        into: Sequence[Tensor] | None = None,
+        /,
+        *,
+        eps: float,
+        safety_factor: float,
     ) -> list[Tensor]:
         """Orthogonalises `matrices`, a problem list in the order and of the shapes of the groups.
 
         Args:
             sumsq: float64 [total number of matrices], their squared Frobenius norms; None to compute them.
+            into: for `matrices` that are pieces of those of the groups, each with the squared norm of its whole:
+                a problem list like them in shape, the parts of `normalised` that they are. Not with "svd".
 
         Returns:
-            A problem list like `matrices` in shape: views of the scratch memory (of "svd": new tensors).
+            A problem list of the groups: views of the scratch memory (of "svd": new tensors).
         """
         assert not self.factored
         if self.plan is None:
+            assert into is None
             return [polar_factor(x) for x in matrices]
-        self._run(self.plan, matrices, sumsq, eps, safety_factor)
+        self._run(self.plan, matrices, sumsq, into, eps, safety_factor)
         return [view(self.workspace, buffer) for buffer in self.plan.xs]
 
     def _run(
-        self, plan: ChainPlan, matrices: Sequence[Tensor], sumsq: Tensor | None, eps: float, safety_factor: float
+        self,
+        plan: ChainPlan,
+        matrices: Sequence[Tensor],
+        sumsq: Tensor | None,
+        into: Sequence[Tensor] | None,
+        eps: float,
+        safety_factor: float,
     ) -> None:
-        xs = [view(self.workspace, buffer) for buffer in plan.normalised]
-        dispatch.run("normalize", matrices, sumsq, xs, eps=eps, safety_factor=safety_factor)
+        xs = self.normalised
+        outs = xs if into is None else into
+        dispatch.run("normalize", matrices, sumsq, outs, eps=eps, safety_factor=safety_factor)
         if self._preconditioning == "aol":
             program, grams = _gram_plan(plan.normalised, plan.program.elements, self.workspace.dtype)
             chains(self.workspace, program)

@@ -46,7 +46,8 @@ def check_backend(matrices: Matrices) -> None:
 
 
 def ops_of_step(matrices: Matrices) -> Iterator[tuple[str, tuple[torch.dtype, ...]]]:
-    """Each op, and the dtype of each of its lists; not products, which run wherever chains of them do."""
+    """Each op, and the dtype of each of its lists; not products and sums of squares, which run wherever chains of
+    products and `normalize` do."""
     group, _, compute, param, grad, momentum, moment, shared = matrices
     raw, exact = raw_dtype(compute), group["method"] == "svd"
     yield "prologue", (grad, momentum, raw)
@@ -56,11 +57,12 @@ def ops_of_step(matrices: Matrices) -> Iterator[tuple[str, tuple[torch.dtype, ..
     if chained or group["preconditioning"] == "aol":
         yield "chains", (compute,)
     cautious = group["weight_decay_rule"] == "cautious"
-    if chained and compute == torch.float16 and moment is None and not cautious and not shared:
+    by_products = chained and compute == torch.float16 and moment is None and not cautious
+    if by_products:
         yield "gemm_apply", (compute, compute, param)
-    elif cautious:
+    if cautious:
         yield "apply", (param, torch.promote_types(param, torch.float32))
-    else:
+    elif shared or not by_products:
         yield "apply", (param, moment or (polar_dtype(raw) if exact else compute))
 
 

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from distributed_jobs import LIES, OPTIONS, SHAPES, Pair, full_tensors
+from distributed_owner_jobs import EVEN, counted_products
 from stub_backend import Asked, stub_backend
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -176,12 +177,13 @@ def negated_on_one_rank(what: str) -> str:
 
 
 def asked_of_the_backend(dtype: torch.dtype, options: dict[str, Any]) -> tuple[set[Asked], set[Asked]]:
-    """Before a step and within it; one of the gradients is missing on rank 0, where it is taken for zero."""
-    pair = Pair(LIES["FSDP"], SHAPES, dtype, **options)
+    """Before a step and within it; one of the gradients is missing on rank 0, where it is taken for zero. Products
+    write and step what they can."""
+    pair = Pair(LIES["FSDP"], EVEN, dtype, **options)
     pair.set_grads(0)
     if dist.get_rank() == 0:
         pair.shared[4].grad = None
-    with stub_backend() as stub, use_backend("cuda"):
+    with stub_backend() as stub, use_backend("cuda"), counted_products():
         pair.many.step()
         return stub.before, stub.within
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,8 +17,6 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from muon_kernels import Muon
-from muon_kernels.distributed import results
-from muon_kernels.distributed import step as distributed_step
 from muon_kernels.distributed.dtensors import local
 from muon_kernels.variants import NorMuon
 
@@ -179,20 +176,3 @@ def explained() -> str:
     copied = nn.Parameter(LIES["replicated"].put(torch.zeros(2, 64), mesh))
     groups = [{"params": [("w", sharded), ("c", copied)]}, {"params": [("mine", nn.Parameter(torch.zeros(3, 4)))]}]
     return Muon(groups, compute_dtype=torch.bfloat16).explain()
-
-
-def written_by_products(lies: Lies, **options: Any) -> int:
-    """Compares with one process where small pieces count as large ones; returns how often products wrote results."""
-    calls, multiply = [], distributed_step.multiply
-    shapes = [(64, 64), (64, 128), (128, 64), (64, 64), (64, 128), (64, 64)]
-
-    def counted(*args: Any) -> None:
-        calls.append(args)
-        multiply(*args)
-
-    with (
-        patch.object(results, "MINIMUM_SIDE", 8),
-        patch.multiple(distributed_step, LARGE_PIECE=2048, multiply=counted),
-    ):
-        equals_one_process(lies, shapes, {"compute_dtype": torch.float16} | options, steps=3)
-    return len(calls)

@@ -1,4 +1,5 @@
-"""Results of chains that the last products write where they travel from or stay, instead of a copy.
+"""Results of chains that the last products write where they travel from or stay, or step parameters with, instead of a
+copy.
 
 One product for each piece of all equal matrices that run together: its rows are those rows of the left factor, its
 columns those columns of the right one, element by element the bits of the whole product.
@@ -8,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .. import dispatch
 from ..workspace import ALIGNMENT
 from .exchange import Segment
-from .layout import Piece
 
 MINIMUM_SIDE = 256
 """Of a piece: two tiles of 128, of which a product of fewer rows or columns would leave more empty. By arithmetic, not
@@ -26,28 +26,28 @@ Place = tuple[Tensor, Mapping[int, Sequence[Segment]]]
 
 
 class Target(NamedTuple):
-    """A piece of every matrix of a group, which lie as `out`, [count, rows, cols]."""
+    """The same piece of every matrix of a group, which lie as `out`, [count, rows, cols]."""
 
     group: int
-    piece: Piece
+    segments: tuple[Segment, ...]
     out: Tensor
 
 
 def targets(
     groups: Sequence[tuple[int, int, int]], numbers: Sequence[int], places: Sequence[Place]
-) -> list[Target] | None:
-    """Where all pieces go; None if some cannot be written by products: the pieces of a group's matrices lie unevenly or
-    not on ALIGNMENT bytes, or one is small, or the factors have rows that do not end there.
+) -> list[list[Target]] | None:
+    """Where all pieces go, in each place; None if some cannot be written by products: the pieces of a group's matrices
+    lie unevenly or not on ALIGNMENT bytes, or one is small, or the factors have rows that do not end there.
 
     Args:
         groups: (count, rows, cols) of the matrices of each.
         numbers: of the matrices, in the order of their groups.
     """
-    found: list[Target] = []
+    found: list[list[Target]] = [[] for _ in places]
     rest = iter(numbers)
     for group, (count, *sides) in enumerate(groups):
         own = list(islice(rest, count))
-        for buffer, by_number in places:
+        for (buffer, by_number), into in zip(places, found, strict=True):
             of_matrix = [by_number.get(number, ()) for number in own]
             if len(set(map(len, of_matrix))) > 1:
                 return None
@@ -55,15 +55,37 @@ def targets(
                 out = _stacked(buffer, segments, min(sides))
                 if out is None:
                     return None
-                found.append(Target(group, segments[0].piece, out))
+                into.append(Target(group, segments, out))
     return found
 
 
 def multiply(left: Sequence[Tensor], right: Sequence[Tensor], into: Sequence[Target]) -> None:
     """Writes every target's piece of left[group] right[group]."""
-    a = [left[group][:, piece.at_row : piece.at_row + piece.rows] for group, piece, _ in into]
-    b = [right[group][:, :, piece.at_col : piece.at_col + piece.cols] for group, piece, _ in into]
-    dispatch.run("gemm_add", a, b, [], [target.out for target in into], alpha=1.0, beta=0.0)
+    if into:
+        outs = [target.out for target in into]
+        dispatch.run("gemm_add", *_operands(left, right, into), [], outs, alpha=1.0, beta=0.0)
+
+
+def multiply_and_apply(
+    left: Sequence[Tensor], right: Sequence[Tensor], into: Sequence[Target], params: list[Tensor], **options: Any
+) -> None:
+    """Steps parameters by every target's piece of left[group] right[group], of which nothing is written.
+
+    Args:
+        params: one for each segment of every target.
+        options: keywords of `ops.gemm_apply`.
+    """
+    if into:
+        dispatch.run("gemm_apply", *_operands(left, right, into), params, **options)
+
+
+def _operands(
+    left: Sequence[Tensor], right: Sequence[Tensor], into: Sequence[Target]
+) -> tuple[list[Tensor], list[Tensor]]:
+    pieces = [target.segments[0].piece for target in into]
+    a = [left[t.group][:, p.at_row : p.at_row + p.rows] for t, p in zip(into, pieces, strict=True)]
+    b = [right[t.group][:, :, p.at_col : p.at_col + p.cols] for t, p in zip(into, pieces, strict=True)]
+    return a, b
 
 
 def _stacked(buffer: Tensor, segments: Sequence[Segment], inner: int) -> Tensor | None:

@@ -16,14 +16,12 @@ from ..schedule import chain_waves
 from ..svd import polar_dtype
 from ..variants.weight_decay import with_cautious_decay
 from .exchange import Exchange, Segment, Wave
-from .layout import Piece
+from .inputs import inputs
 from .moments import Moments
 from .plan import Plan
-from .results import multiply, targets
+from .results import Target, multiply, multiply_and_apply, targets
 from .team import Team, Transfer
-
-LARGE_PIECE = 2**21
-"""Elements; to copy them takes longer than a launch does."""
+from .views import copy, cut, read, read_all, within
 
 
 class Local(NamedTuple):
@@ -53,11 +51,19 @@ class Bucket:
     compute: torch.dtype
 
 
+class Leaving(NamedTuple):
+    """Results of a wave on their way, and those segments of what arrives that are not applied yet."""
+
+    wave: Wave
+    results: Transfer
+    unapplied: Sequence[Segment]
+
+
 class BucketStep:
     """One step of a bucket, with its group's options.
 
     What the prologue writes travels in the dtype in which one process would keep it, so that an owner sees the same
-    bits; `normalize` sums the squares of the assembled matrix, on a CPU in the order of the prologue.
+    bits; its sum of squares is that of the assembled matrix, on a CPU in the order of the prologue, or of its pieces.
     """
 
     def __init__(
@@ -93,15 +99,15 @@ class BucketStep:
         self._grad_scale, self._found_inf = grad_scale, found_inf
         waves = self._bucket.waves
         coming = self._gather(waves[0])
-        leaving: Transfer | None = None
+        leaving: Leaving | None = None
         for i, wave in enumerate(waves):
             here, coming = coming, self._gather(waves[i + 1]) if i + 1 < len(waves) else coming
             scattered = self._orthogonalize(wave, here.wait())
             if leaving is not None:
-                self._pass_on(waves[i - 1], leaving)
+                self._pass_on(leaving)
             leaving = scattered
         assert leaving is not None
-        self._pass_on(waves[-1], leaving)
+        self._pass_on(leaving)
         self._apply_copied()
         if self._moments is not None:
             self._moments.share()
@@ -125,7 +131,7 @@ class BucketStep:
             for segment in self._active(segments):
                 _, grad, momentum = self._parts[segment.number]
                 assert grad is not None
-                tensors = (_cut(grad, segment.piece), _cut(momentum, segment.piece), _read(buffer, segment))
+                tensors = (cut(grad, segment.piece), cut(momentum, segment.piece), read(buffer, segment))
                 by_dtype.setdefault(grad.dtype, []).append(tensors)
         for tensors_of_dtype in by_dtype.values():
             grads, momenta, outs = map(list, zip(*tensors_of_dtype, strict=True))
@@ -144,8 +150,8 @@ class BucketStep:
             )
         return self._bucket.team.start(exchange, send, receive, "gathering momentum")
 
-    def _orthogonalize(self, wave: Wave, gathered: Tensor) -> Transfer:
-        """Assembles the owned matrices, runs their chains, and sends the results off."""
+    def _orthogonalize(self, wave: Wave, gathered: Tensor) -> Leaving:
+        """Runs the chains of the owned matrices and sends the results off."""
         exchange = wave.scatter
         group, compute = self._group, self._bucket.compute
         results = compute
@@ -157,6 +163,7 @@ class BucketStep:
         owned = [n for n in wave.owned if self._parts[n].grad is not None]
         shapes = [(self._assignments[n].matrix.rows, self._assignments[n].matrix.cols) for n in owned]
         rows = self._rows
+        applied: set[int] = set()
         waves = chain_waves(shapes, rows, method=group["method"], compute_dtype=compute, max_bytes=self._max_bytes)
         for part in waves:
             numbers = [owned[i] for i in part.order]
@@ -171,31 +178,57 @@ class BucketStep:
                 device=self.device,
                 factored=into is not None,
             )
-            inputs = chain.inputs
-            arrived = [wave.gather.arrived_by_number[n] for n in numbers]
-            _copy(_within(inputs, arrived), _read_all(gathered, arrived))
+            matrices = inputs(chain, gathered, [wave.gather.arrived_by_number[n] for n in numbers])
             norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
             if chain.factored and into is not None:
-                multiply(*chain.factors(inputs, None, **norm), into)
+                applied |= self._last_products(*chain.factors(*matrices, **norm), *into)
                 continue
-            orthogonal = chain.run(inputs, None, **norm)
+            orthogonal = chain.run(*matrices, **norm)
             if self._moments is not None:
                 orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
             for buffer, by_number in places:
                 segments = [by_number.get(n, []) for n in numbers]
-                _copy(_read_all(buffer, segments), _within(orthogonal, segments))
-        return self._bucket.team.start(exchange, send, receive, "scattering updates")
+                copy(read_all(buffer, segments), within(orthogonal, segments))
+        unapplied: Sequence[Segment] = exchange.arrived
+        if applied:
+            unapplied = [*exchange.receive, *(s for s in exchange.kept if s.number not in applied)]
+        return Leaving(wave, self._bucket.team.start(exchange, send, receive, "scattering updates"), unapplied)
 
-    def _pass_on(self, wave: Wave, leaving: Transfer) -> None:
+    def _last_products(
+        self, left: Sequence[Tensor], right: Sequence[Tensor], sent: Sequence[Target], kept: Sequence[Target]
+    ) -> set[int]:
+        """Writes what is sent, and of what is kept that which other replicas wait for or another rule than
+        `ops.gemm_apply` applies. Steps parameters by the rest; returns the numbers of its matrices."""
+        stored = list(sent)
+        stepped: list[Target] = []
+        for target in kept:
+            waited_for = any(self._assignments[s.number].copies for s in target.segments)
+            decoupled = self._group["weight_decay_rule"] == "decoupled"
+            (stepped if decoupled and not waited_for else stored).append(target)
+        multiply(left, right, stored)
+        segments = [s for target in stepped for s in target.segments]
+        multiply_and_apply(
+            left,
+            right,
+            stepped,
+            [cut(self._parts[s.number].param, s.piece) for s in segments],
+            lr=self._rate,
+            weight_decay=self._group["weight_decay"],
+            scales=[self._bucket.scales[s.number] for s in segments],
+            found_inf=self._found_inf,
+        )
+        return {s.number for s in segments}
+
+    def _pass_on(self, leaving: Leaving) -> None:
         """Takes in what was copied of the wave before, sends this one's updates on to the other replicas, and applies
         what came here."""
-        scattered = leaving.wait()
+        wave, scattered = leaving.wave, leaving.results.wait()
         self._apply_copied()
         send, receive = self._buffers(wave.copy, scattered.dtype)
         if wave.passed_on:
             torch.cat([scattered[s.offset : s.stop] for s in wave.passed_on], out=send)
         self._copied = wave, self._bucket.team.start(wave.copy, send, receive, "copying updates")
-        self._apply(wave.scatter.arrived, scattered)
+        self._apply(leaving.unapplied, scattered)
 
     def _apply_copied(self) -> None:
         """Waits for what other replicas pass on, and applies it."""
@@ -209,8 +242,8 @@ class BucketStep:
         came = self._active(segments)
         if not came:
             return
-        params = [_cut(self._parts[s.number].param, s.piece) for s in came]
-        updates = [_read(buffer, s) for s in came]
+        params = [cut(self._parts[s.number].param, s.piece) for s in came]
+        updates = [read(buffer, s) for s in came]
         scales = [self._bucket.scales[s.number] for s in came]
         weight_decay = self._group["weight_decay"]
         if self._group["weight_decay_rule"] == "cautious":
@@ -225,47 +258,3 @@ class BucketStep:
             scales=scales,
             found_inf=self._found_inf,
         )
-
-
-def _copy(into: Sequence[Tensor], pieces: Sequence[Tensor]) -> None:
-    """Small pieces in one launch, which reaches 2.7 TB/s on an H200; large ones each by itself, at 3.8."""
-    small: tuple[list[Tensor], list[Tensor]] = [], []
-    for target, piece in zip(into, pieces, strict=True):
-        if piece.numel() < LARGE_PIECE:
-            small[0].append(target)
-            small[1].append(piece)
-        else:
-            target.copy_(piece)
-    if small[0]:
-        torch._foreach_copy_(*small)
-
-
-def _cut(tensor: Tensor, piece: Piece) -> Tensor:
-    """A piece where it lies in a local tensor."""
-    if tensor.shape == (piece.rows, piece.cols):  # all of it: three views less
-        return tensor
-    return tensor[piece.lead][piece.row : piece.row + piece.rows, piece.col : piece.col + piece.cols]
-
-
-def _within(batches: Sequence[Tensor], segments: Sequence[Sequence[Segment]]) -> list[Tensor]:
-    """The segments of every matrix of a problem list, where they lie in it."""
-    of_matrix = iter(segments)
-    found = []
-    for batch in batches:
-        start, (next_matrix, down, right) = batch.storage_offset(), batch.stride()
-        for _ in range(len(batch)):
-            for _, piece, _ in next(of_matrix):
-                at = start + piece.at_row * down + piece.at_col * right
-                found.append(batch.as_strided((piece.rows, piece.cols), (down, right), at))  # one view instead of three
-            start += next_matrix
-    return found
-
-
-def _read_all(buffer: Tensor, segments: Sequence[Sequence[Segment]]) -> list[Tensor]:
-    return [_read(buffer, segment) for of_matrix in segments for segment in of_matrix]
-
-
-def _read(buffer: Tensor, segment: Segment) -> Tensor:
-    """A segment of a buffer, which is a whole storage, as [rows, cols]."""
-    rows, cols = segment.piece.rows, segment.piece.cols
-    return buffer.as_strided((rows, cols), (cols, 1), segment.offset)
