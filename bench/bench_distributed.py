@@ -36,7 +36,7 @@ from .gate import GateRefused
 from .lab import NoNumber, Status
 from .layouts import Layout
 from .ranks import Ranks
-from .shared import MODEL_CELLS, OURS, PAIRS, SMOKE_CELLS, Column, Difference, Shared, compare
+from .shared import MODEL_CELLS, OURS, PAIRS, SHORT_LAYERS, SMOKE_CELLS, Column, Difference, Shared, compare
 from .shared_results import SharedResults
 
 GATE = 0.05
@@ -81,6 +81,7 @@ class Bench:
         except Exception as error:
             status, reason = "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
         gc.collect()
+        torch.compiler.reset()  # a peer may recompile eight times, and then no more
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         if status is not None:
@@ -92,8 +93,8 @@ class Bench:
         """Compares some steps with those of one process, and counts the elements that differ."""
         large = SMOKE_LARGE if self.ranks.smoke else LARGE
         together = [UNEVEN + large, SMOKE_LARGE if self.ranks.smoke else BY_PIECES]
-        if not column.ours:
-            together = [large]  # torch.optim.Muon refuses fewer rows than ranks
+        if not column.ours:  # torch.optim.Muon refuses fewer rows than ranks
+            together = [large[1:3] if column.compiles else large]
         steps = 2 if self.ranks.smoke else CHECK_STEPS
         found = Difference()
         for sizes in together:
@@ -194,14 +195,21 @@ def run(options: argparse.Namespace, device: torch.device) -> bool:
     world = bench.ranks.world
     fitting = [(column, layout) for column, layout in PAIRS if layout.fits(world)]
 
+    def cells_of(column: Column) -> list[tuple[str, Transformer, torch.dtype]]:
+        cells = SMOKE_CELLS if options.smoke else MODEL_CELLS
+        return [cell for cell in cells if not column.compiles or cell[1].layers <= SHORT_LAYERS]
+
     def check(column: Column, layout: Layout) -> None:
-        for dtype in (torch.float32,) if options.smoke else (torch.float32, torch.bfloat16):
+        dtypes = {dtype for _, _, dtype in cells_of(column)}
+        for dtype in (torch.float32, torch.bfloat16):
+            if dtype not in dtypes:
+                continue
             cell = f"{_name(dtype)}, {layout.name} on {world}"
             bench.attempt("check", cell, column, partial(bench.check, column, layout, dtype))
 
     def measure(column: Column, layout: Layout | None) -> None:
         where = f"{layout.name} on {world}" if layout else "alone"
-        for name, model, dtype in SMOKE_CELLS if options.smoke else MODEL_CELLS:
+        for name, model, dtype in cells_of(column):
             cell = f"{name} {_name(dtype)}, {where}"
             work = partial(bench.measure, cell, model, dtype, column, layout)
             bench.attempt("distributed", cell, column, work)
