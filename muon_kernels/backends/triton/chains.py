@@ -17,7 +17,7 @@ from triton.runtime import driver
 from ...program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, rows_of, view
 from ..device import on_device
 from . import gemm_add, symm_gemm
-from .launch import ALIGNMENT, INTERPRETED, Launch
+from .launch import ALIGNMENT, INTERPRETED, Launch, kept
 from .replay import Replay
 
 MOST_PLANS = 256
@@ -45,7 +45,7 @@ class _Planned(NamedTuple):
         bound = {
             name: tuple([(start(offset), *strides) for offset, *strides in x]) for name, x in self.operands.items()
         }
-        return self.launch._replace(arguments=self.launch.arguments | bound)
+        return self.launch.bind(bound)
 
 
 class _Plan:
@@ -86,12 +86,7 @@ def chains(
     program = (tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
     key = (*program, space.dtype, space.device, space.data_ptr() % ALIGNMENT)
     with on_device(space.device):
-        plan = _plans.get(key)
-        if plan is None:
-            plan = _Plan(list(_plan(space, *program)))
-            if len(_plans) >= MOST_PLANS:
-                _plans.clear()
-            _plans[key] = plan
+        plan = kept(_plans, MOST_PLANS, key, lambda: _Plan(list(_plan(space, *program))))
         plan.bind(space).run(space.device)
 
 
@@ -113,7 +108,7 @@ def _plan(
         for launch in launches:
             operands = {name: launch.arguments[name] for name in OPERANDS if launch.arguments[name] is not None}
             yield _Planned(
-                launch._replace(arguments=launch.arguments | dict.fromkeys(operands), compiled=launch.compile()),
+                launch.plan(*operands),
                 {
                     name: tuple((x.storage_offset() - space.storage_offset(), *strides) for x, *strides in each)
                     for name, each in operands.items()
