@@ -214,11 +214,11 @@ def scalar_map(x: float, rows: Sequence[Row]) -> float:
 
 def _is_sequence(value: object) -> TypeGuard[Sequence]:
     # The usual types first: to ask for an abstract one takes longer than all the rest, in every orthogonalisation.
-    return type(value) in (tuple, list) or isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return type(value) in (tuple, list) or (isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
 
 
 def _is_real(value: object) -> bool:
-    return type(value) is float or isinstance(value, Real) and not isinstance(value, bool)
+    return type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def _row(item: Sequence) -> Row:

@@ -81,7 +81,14 @@ class Launch(NamedTuple):
         compiled = self.compile()
         if hasattr(compiled, "result"):  # compiled under triton.AsyncCompileMode
             compiled = compiled.result()
-        compiled[(*self.grid, 1, 1)[:3]](*self.arguments.values())
+        # As JITFunction.run does, but for metadata that no hook asks for: they take longer to make than the rest.
+        x, y, z = (*self.grid, 1, 1)[:3]
+        stream = driver.active.get_current_stream(driver.active.get_current_device())
+        arguments = self.arguments.values()
+        enter, leave = hooks()
+        metadata = compiled.launch_metadata((x, y, z), stream, *arguments) if enter or leave else None
+        run = compiled.run  # loads the kernel
+        run(x, y, z, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *arguments)
 
     def compile(self) -> Any:
         """Compiles the kernel for the current device, unless that was done before; returns Triton's handle."""
@@ -148,6 +155,14 @@ def _enqueue(launches: Iterable[Launch], allocate: Allocator) -> None:
     triton.set_allocator(allocate)
     for launch in launches:
         launch.run()
+
+
+def hooks() -> list[Callable[[Any], None] | None]:
+    """Triton's hooks before and after a launch, if they are set: chains of functions, or in their place a function."""
+    runtime = triton.knobs.runtime
+    return [
+        hook if getattr(hook, "calls", hook) else None for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook)
+    ]
 
 
 def compiles_only() -> bool:

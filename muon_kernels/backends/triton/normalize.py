@@ -7,6 +7,7 @@ waits for both, so that they are planned once for all tensors that look alike.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import sum_squares
 from .elementwise import WARPS, tile_indices, tiles
 from .launch import Launch, kept, looks, run
-from .sum_squares import MOST_PARTS, parts, sum_parts
 
 MOST_PLANS = 256
 
@@ -51,7 +52,7 @@ def plan(
     first = 0
     for x, out in zip(xs, outs, strict=True):
         if x.numel():
-            planned = kept(_plans, MOST_PLANS, looks(x, out, *given), lambda x=x, out=out: _plan(x, out, *given))
+            planned = kept(_plans, MOST_PLANS, looks(x, out, *given), partial(_plan, x, out, *given))
             if planned.sum_parts is None:
                 (sums,) = given
             else:
@@ -63,7 +64,7 @@ def plan(
 
 
 def _plan(x: Tensor, out: Tensor, given: Tensor | None = None) -> _Plan:
-    count = parts(x)[0] if given is None else 1
+    count = sum_squares.parts(x) if given is None else 1
     sums = torch.empty((x.shape[0], count), dtype=torch.float64, device=x.device) if given is None else given
     matrix = tiles(x.shape[1:], x.stride()[1:], out.stride()[1:])
     arguments = {
@@ -78,14 +79,14 @@ def _plan(x: Tensor, out: Tensor, given: Tensor | None = None) -> _Plan:
         "out_strides": (out.stride(0), *matrix.strides[1]),
         "eps": 0.0,
         "safety_factor": 1.0,
-        "PARTS": MOST_PARTS if given is None else 1,
+        "PARTS": sum_squares.MOST_PARTS if given is None else 1,
         "TILE_ROWS": matrix.tile[0],
         "TILE_COLS": matrix.tile[1],
     }
     launch = Launch(normalize_kernel, (x.shape[0] * matrix.count,), arguments, WARPS, free=("first", "parts"))
     return _Plan(
         count,
-        sum_parts(x, sums).plan("x", "partials") if given is None else None,
+        sum_squares.sum_parts(x, sums).plan("x", "partials") if given is None else None,
         launch.plan("x", "out", "sums"),
     )
 

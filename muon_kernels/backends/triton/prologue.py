@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import sum_squares
 from .elementwise import TYPES, WARPS, pick_pointer, runs, tile_indices
 from .launch import Launch, run
-from .sum_squares import total
 
 _FREE = ("grads", "momenta", "outs", "first")
 
@@ -97,7 +97,7 @@ def plan(
         if tiles.count:
             launches.append(Launch(prologue_kernel, (tiles.count, part.count), arguments, WARPS, free=_FREE))
         if not one_tile:
-            launches.append(total(partials, sumsq, part.first))
+            launches.append(sum_squares.total(partials, sumsq, part.first))
     return launches
 
 

@@ -31,7 +31,7 @@ def plan(xs: list[Tensor], sumsq: Tensor) -> list[Launch]:
     first = 0
     for x in xs:
         if len(x):
-            partials = torch.empty((len(x), parts(x)[0]), dtype=torch.float64, device=x.device)
+            partials = torch.empty((len(x), parts(x)), dtype=torch.float64, device=x.device)
             if x.numel():
                 launches.append(sum_parts(x, partials))
             launches.append(total(partials, sumsq, first))
@@ -39,22 +39,21 @@ def plan(xs: list[Tensor], sumsq: Tensor) -> list[Launch]:
     return launches
 
 
-def parts(x: Tensor) -> tuple[int, int]:
-    """In how many parts the squares of each matrix of `x` [batch, rows, cols] are added up, and tiles of a part."""
+def parts(x: Tensor) -> int:
+    """In how many parts `sum_parts` adds up the squares of each matrix of `x` [batch, rows, cols]."""
     count = tiles(x.shape[1:], x.stride()[1:]).count
-    share = triton.cdiv(count, MOST_PARTS)
-    return triton.cdiv(count, share) if count else 0, share
+    return triton.cdiv(count, max(1, triton.cdiv(count, MOST_PARTS)))
 
 
 def sum_parts(x: Tensor, partials: Tensor) -> Launch:
-    """partials[i] <- sums of squares of x[i], whose sum is its squared norm: float64 [batch, parts(x)[0]]."""
+    """partials[i] <- sums of squares of x[i], whose sum is its squared norm: float64 [batch, parts(x)]; x not empty."""
     matrix = tiles(x.shape[1:], x.stride()[1:])
-    count, share = parts(x)
+    count = parts(x)
     arguments = {
         "x": x,
         "partials": partials,
         "parts": count,
-        "share": share,
+        "share": triton.cdiv(matrix.count, count),
         "rows": matrix.rows,
         "cols": matrix.cols,
         "x_strides": (x.stride(0), *matrix.strides[0]),
