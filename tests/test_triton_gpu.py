@@ -22,7 +22,9 @@ FLOOR = {torch.float16: 1e-4, torch.bfloat16: 1e-3}
 
 
 @pytest.fixture(autouse=True)
-def on_triton_backend():
+def on_triton_backend(monkeypatch):
+    """Without what was planned for the configurations of other tests."""
+    monkeypatch.setattr(gemm, "_plans", {})
     with use_backend("triton"):
         yield
 
@@ -81,6 +83,7 @@ def test_every_configuration_gives_the_same_bits(dtype, op, monkeypatch):
     results = []
     for config in [*(candidate.config for candidate in candidates), gemm.NARROW]:
         monkeypatch.setattr(gemm, "_config", lambda *args, config=config: config)
+        monkeypatch.setattr(gemm, "_plans", {})
         out = torch.full((2, 320, 320), torch.nan, device="cuda", dtype=dtype)
         getattr(ops, op)([x], [x.mT], [], [out])
         results.append(out)

@@ -76,6 +76,7 @@ def as_numbers(value):
 def record(monkeypatch):
     monkeypatch.setattr(chains, "_plans", {})
     monkeypatch.setattr(normalize, "_plans", {})
+    monkeypatch.setattr(gemm, "_plans", {})
     monkeypatch.setattr(gemm, "_config", lambda *args: CONFIG)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with mock.patch.object(driver, "_active", Recorder()):
@@ -152,6 +153,27 @@ def test_normalize_is_planned_once_and_bound_to_each_call(own):
             assert not own or arguments[2 * i][0] == x
             assert (eps, 1.0 + eps) == normalised[i][9:11]
     assert len(normalize._plans) == 2
+
+
+@pytest.mark.parametrize("op", [symm_gemm.symm_gemm, gemm_add.gemm_add], ids=lambda op: op.__name__)
+def test_products_are_planned_once_and_bound_to_each_call(op):
+    """Two entries; of two calls whose tensors look alike the first has its summand for a result."""
+    factors = {"alpha": 1.0, "beta": 0.5} | ({"delta": 0.0} if op is symm_gemm.symm_gemm else {})
+
+    def call(a, c, outs, **change):
+        ((name, _, arguments),) = launched(lambda: op(a, [x.mT for x in a], c, outs, **factors | change))
+        assert name == f"{op.__name__}_kernel"
+        for found, tensors in zip(arguments[:4], (a, a, c, outs), strict=True):
+            assert (found or ()) == tuple((x.data_ptr(), *y) for x, (_, *y) in zip(tensors, found or (), strict=True))
+        return arguments[5]
+
+    alive = [[[torch.empty(2, m, n or m).half() for m in (16, 32)] for n in (48, None, None)] for _ in range(2)]
+    for a, c, outs in alive:
+        assert call(a, c, c) == call(a, c, outs) == 1.0
+    assert len(gemm._plans) == 1
+    assert call(*alive[0], alpha=2.0) == 2.0
+    assert call(a, [], outs) == 1.0
+    assert len(gemm._plans) == 3
 
 
 def test_plans_are_dropped_before_there_are_too_many(monkeypatch):
