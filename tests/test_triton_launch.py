@@ -174,6 +174,21 @@ def test_products_are_planned_once_and_bound_to_each_call(op):
     assert call(*alive[0], alpha=2.0) == 2.0
     assert call(a, [], outs) == 1.0
     assert len(gemm._plans) == 3
+    # Twelve tensors each, which all look alike.
+    ones = [torch.empty(1, 1, 1).half() for _ in range(4)]
+    assert call(ones[:3], ones[:3], ones[:3]) == call(ones, [], ones) == 1.0
+
+
+def test_plans_of_a_device_are_not_those_of_another(monkeypatch):
+    handles = []
+    for device in (80, 81, 80):
+        monkeypatch.setattr(driver.active, "get_current_device", lambda device=device: device)
+        x = torch.empty(1, 16, 16).half()
+        handles.append([*normalize.plan([x], None, [x], **FACTORS)])
+        handles[-1] += gemm.bound("gemm_add", gemm_add.gemm_add_kernel, [x], [x], [], [x], {"alpha": 1.0, "beta": 0.0})
+    first, second, third = ([launch.compiled for launch in launches] for launches in handles)
+    assert len(first) == 3
+    assert all(one is again and one is not other for one, other, again in zip(first, second, third, strict=True))
 
 
 def test_plans_are_dropped_before_there_are_too_many(monkeypatch):
@@ -207,7 +222,8 @@ def elementwise():
         x = torch.empty(3, 4, cols + 1)
         for part in (x[:, :, 1:], x[:, :, :-1], x[:1, :, :-1]):
             for sums in (sumsq[: len(part)], sumsq[1 : 1 + len(part)], None):
-                yield from normalize.plan([part], sums, [part.half()], **FACTORS)
+                for out in (part.half(), part.bfloat16(), part):
+                    yield from normalize.plan([part], sums, [out], **FACTORS)
             yield from sum_squares.plan([part], sumsq[: len(part)])
     for rate, shape in ((0.1, (4, 32)), (0.2, (4, 32)), (0.1, (4, 31)), (0.1, (9, 64))):
         tensors = [torch.empty(shape) for _ in range(2)]

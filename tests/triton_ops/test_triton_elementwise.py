@@ -243,6 +243,18 @@ def test_own_norms_have_the_same_bits_alone_and_in_a_group():
             assert torch.equal(alone[0], out[j]) and torch.equal(sum_alone[0], sumsq[3 * i + j])
 
 
+def test_tensors_that_only_lie_differently_are_normalised_as_they_lie():
+    x = torch.randn(2, 20, 30, device=DEVICE)
+    xs = [in_layout(x, layout) for layout in ("contiguous", "padded", "transposed")]
+    squares = x.double().square().sum((1, 2))
+    for one in xs:
+        for other in xs:
+            for sumsq in (squares, None):
+                out = torch.empty_strided(x.shape, other.stride(), device=DEVICE).fill_(torch.nan)
+                ops.normalize([one], sumsq, [out], eps=0.0)
+                torch.testing.assert_close(out.double(), x.double() / squares.sqrt()[:, None, None], rtol=3e-7, atol=0)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"), [(0.0, 0.0), (1e-45, 0.0), (1e-30, 1e-2), (1e30, 1e-2), (torch.inf, torch.nan)]
 )

@@ -91,7 +91,7 @@ def bound(
         launches = plan(op, kernel, left, right, terms, results, factors)
         return [planned(launch, lambda x: places[id(x)]) for launch in launches]
 
-    key = (kernel, len(a), len(c), *factors.values(), *looks(*tensors))
+    key = (kernel, len(a), *factors.values(), *looks(*tensors))
     for each in kept(_plans, MOST_PLANS, key, make):
         yield each.bind(tensors.__getitem__)
 
