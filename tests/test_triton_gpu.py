@@ -187,6 +187,20 @@ def test_parameters_beyond_2_31_elements(huge_tensors):
         assert torch.equal(param, expected[0])
 
 
+@pytest.mark.parametrize("shape", [(1, 2048, 2048), (12, 768, 3072), (256, 128, 128), (2, 3000, 4001)], ids=str)
+def test_own_norms(shape):
+    """Of matrices with as many partial sums as there may be, or fewer; the last ones lie unaligned."""
+    x = torch.randn(*shape, device="cuda").bfloat16()
+    out = torch.full_like(x, torch.nan, dtype=torch.float16)
+    ops.normalize([x], None, [out], eps=1e-7)
+    expected = x.double() / x.double().square().sum((1, 2), keepdim=True).sqrt()
+    torch.testing.assert_close(out.double(), expected, rtol=0.51 * 2**-10 + 2e-7, atol=4e-8)
+    for i in (0, shape[0] - 1):
+        alone = torch.full_like(out[i : i + 1], torch.nan)
+        ops.normalize([x[i : i + 1]], None, [alone], eps=1e-7)
+        assert torch.equal(alone[0], out[i])
+
+
 def whole_step(params, grads, momenta, lr):
     """Every op once and a chain of products, as one optimizer step has them."""
     batch = torch.empty(len(params), *params[0].shape, dtype=torch.bfloat16, device=params[0].device)

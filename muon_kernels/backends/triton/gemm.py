@@ -8,6 +8,9 @@ the layout decides how wide loads are.
 Operands are loaded through pointers or, where the configuration says so and they lie as it takes, through tensor
 descriptors (TMA on Hopper and later). With pointers a program computes one tile; with descriptors, which take long to
 build, as many programs as the card runs at once share out the tiles.
+
+Planning costs the host more than a small product takes on the device: plans are kept, without tensors, for lists that
+look alike.
 """
 
 from __future__ import annotations
