@@ -26,7 +26,7 @@ from triton.runtime import driver
 
 from muon_kernels.backends import configs
 from muon_kernels.backends.configs import GemmConfig
-from muon_kernels.backends.triton import apply, gemm, gemm_add, gemm_apply, normalize, prologue, symm_gemm
+from muon_kernels.backends.triton import apply, gemm, gemm_add, gemm_apply, normalize, prologue, sum_squares, symm_gemm
 from muon_kernels.backends.triton.elementwise import MAX_TENSORS
 from muon_kernels.backends.triton.launch import Launch
 
@@ -127,7 +127,7 @@ def mixed_products(dtype: torch.dtype) -> Iterator[Launch]:
 
 
 def elementwise(dtype: torch.dtype, count: int = 64) -> Iterator[Launch]:
-    """Prologue, normalisation and apply as one optimizer step launches them."""
+    """Prologue, normalisation and apply as one optimizer step launches them, and sums of squares without a prologue."""
     tensors = [torch.empty(256, 1024, dtype=dtype) for _ in range(count)]
     outs = [torch.empty(256, 1024, dtype=torch.bfloat16) for _ in range(count)]
     sumsq = torch.empty(count, dtype=torch.float64)
@@ -135,6 +135,11 @@ def elementwise(dtype: torch.dtype, count: int = 64) -> Iterator[Launch]:
     options = {"momentum": 0.9, "nesterov": True, "ema": True, "maximize": False}
     yield from prologue.plan(tensors, tensors, outs, sumsq, **options, grad_scale=scalar, found_inf=scalar)
     batch = torch.empty(count, 256, 1024, dtype=torch.bfloat16)
+    for own in (tensors[:1], [x.mT for x in tensors[:1]]):
+        matrices = [x[None] for x in own]
+        yield from sum_squares.plan(matrices, sumsq[:1])
+        for sums in (sumsq[:1], None):
+            yield from normalize.plan(matrices, sums, [x.half() for x in matrices], eps=0.0, safety_factor=1.0)
     yield from normalize.plan([batch], sumsq, [batch.half()], eps=0.0, safety_factor=1.0)
     scales = [1.0] * count
     yield from apply.plan(tensors, outs, lr=scalar, weight_decay=0.1, scales=scales, found_inf=scalar)

@@ -22,7 +22,9 @@ FLOOR = {torch.float16: 1e-4, torch.bfloat16: 1e-3}
 
 
 @pytest.fixture(autouse=True)
-def on_triton_backend():
+def on_triton_backend(monkeypatch):
+    """Without what was planned for the configurations of other tests."""
+    monkeypatch.setattr(gemm, "_plans", {})
     with use_backend("triton"):
         yield
 
@@ -81,6 +83,7 @@ def test_every_configuration_gives_the_same_bits(dtype, op, monkeypatch):
     results = []
     for config in [*(candidate.config for candidate in candidates), gemm.NARROW]:
         monkeypatch.setattr(gemm, "_config", lambda *args, config=config: config)
+        monkeypatch.setattr(gemm, "_plans", {})
         out = torch.full((2, 320, 320), torch.nan, device="cuda", dtype=dtype)
         getattr(ops, op)([x], [x.mT], [], [out])
         results.append(out)
@@ -182,6 +185,20 @@ def test_parameters_beyond_2_31_elements(huge_tensors):
         ops.gemm_apply(a, b, expected, lr=0.1, scales=[1.0])
         ops.gemm_apply(a, b, [param], lr=0.1, scales=[1.0])
         assert torch.equal(param, expected[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 2048, 2048), (12, 768, 3072), (256, 128, 128), (2, 3000, 4001)], ids=str)
+def test_own_norms(shape):
+    """Of matrices with as many partial sums as there may be, or fewer; the last ones lie unaligned."""
+    x = torch.randn(*shape, device="cuda").bfloat16()
+    out = torch.full_like(x, torch.nan, dtype=torch.float16)
+    ops.normalize([x], None, [out], eps=1e-7)
+    expected = x.double() / x.double().square().sum((1, 2), keepdim=True).sqrt()
+    torch.testing.assert_close(out.double(), expected, rtol=0.51 * 2**-10 + 2e-7, atol=4e-8)
+    for i in (0, shape[0] - 1):
+        alone = torch.full_like(out[i : i + 1], torch.nan)
+        ops.normalize([x[i : i + 1]], None, [alone], eps=1e-7)
+        assert torch.equal(alone[0], out[i])
 
 
 def whole_step(params, grads, momenta, lr):

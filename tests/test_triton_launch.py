@@ -27,6 +27,7 @@ from muon_kernels.backends.triton import (
     gemm_apply,
     normalize,
     prologue,
+    sum_squares,
     symm_gemm,
     warm_up,
 )
@@ -35,6 +36,7 @@ from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
 
 CONFIG = GemmConfig(block_m=16, block_n=16, block_k=16, warps=4, stages=2, group=1)
+FACTORS = {"eps": 0.0, "safety_factor": 1.0}
 
 
 class Recorder(Card):
@@ -57,6 +59,8 @@ class Recorder(Card):
             driver.active.before_launch()
             driver.active.allocators.add(_allocation._allocator.get())
             driver.active.launched.append((metadata.name, (x, y, z), as_numbers(arguments)))
+            if leave is not None:
+                leave(launch_metadata)
 
         return launch
 
@@ -71,6 +75,8 @@ def as_numbers(value):
 @pytest.fixture(autouse=True)
 def record(monkeypatch):
     monkeypatch.setattr(chains, "_plans", {})
+    monkeypatch.setattr(normalize, "_plans", {})
+    monkeypatch.setattr(gemm, "_plans", {})
     monkeypatch.setattr(gemm, "_config", lambda *args: CONFIG)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with mock.patch.object(driver, "_active", Recorder()):
@@ -121,6 +127,78 @@ def test_gemm_apply_launches_hold_the_addresses_of_each_call():
         assert [odd >> 1 for odd in arguments[2][:3]] == [param.data_ptr() for param in params]
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["own", "given"])
+def test_normalize_is_planned_once_and_bound_to_each_call(own):
+    """Several matrices in each of two entries, of which the first has a single tile."""
+    sums, alive = torch.empty(5, dtype=torch.float64), []
+    for eps in (0.0, 1e-7, 1.0):
+        xs = [torch.empty(2, 8, 32), torch.empty(3, 40, 1024)]
+        outs = [x.half() for x in xs]
+        alive.append((xs, outs))
+        options = {"eps": eps, "safety_factor": 1.0 + eps}
+        call = lambda xs=xs, outs=outs, options=options: normalize.normalize(  # noqa: E731
+            xs, None if own else sums, outs, **options
+        )
+        assert not launched(lambda call=call: warm_up(call))
+        seen = launched(call)
+        names, grids, arguments = zip(*seen, strict=True)
+        normalised = arguments[own :: 1 + own]
+        assert names == ("sum_squares_kernel", "normalize_kernel") * 2 if own else ("normalize_kernel",) * 2
+        assert grids == ((2, 1, 1), (2, 1, 1), (15, 1, 1), (15, 1, 1))[:: 2 - own]
+        firsts = [0, 0] if own else [0, 2]
+        for i, (x, out, at, first, parts, *_) in enumerate(normalised):
+            assert (x, out, first) == (xs[i].data_ptr(), outs[i].data_ptr(), firsts[i])
+            assert parts == ((1, 5)[i] if own else 1)
+            assert at == (arguments[2 * i][1] if own else sums.data_ptr())
+            assert not own or arguments[2 * i][0] == x
+            assert (eps, 1.0 + eps) == normalised[i][9:11]
+    assert len(normalize._plans) == 2
+
+
+@pytest.mark.parametrize("op", [symm_gemm.symm_gemm, gemm_add.gemm_add], ids=lambda op: op.__name__)
+def test_products_are_planned_once_and_bound_to_each_call(op):
+    """Two entries; of two calls whose tensors look alike the first has its summand for a result."""
+    factors = {"alpha": 1.0, "beta": 0.5} | ({"delta": 0.0} if op is symm_gemm.symm_gemm else {})
+
+    def call(a, c, outs, **change):
+        ((name, _, arguments),) = launched(lambda: op(a, [x.mT for x in a], c, outs, **factors | change))
+        assert name == f"{op.__name__}_kernel"
+        for found, tensors in zip(arguments[:4], (a, a, c, outs), strict=True):
+            assert (found or ()) == tuple((x.data_ptr(), *y) for x, (_, *y) in zip(tensors, found or (), strict=True))
+        return arguments[5]
+
+    alive = [[[torch.empty(2, m, n or m).half() for m in (16, 32)] for n in (48, None, None)] for _ in range(2)]
+    for a, c, outs in alive:
+        assert call(a, c, c) == call(a, c, outs) == 1.0
+    assert len(gemm._plans) == 1
+    assert call(*alive[0], alpha=2.0) == 2.0
+    assert call(a, [], outs) == 1.0
+    assert len(gemm._plans) == 3
+    # Twelve tensors each, which all look alike.
+    ones = [torch.empty(1, 1, 1).half() for _ in range(4)]
+    assert call(ones[:3], ones[:3], ones[:3]) == call(ones, [], ones) == 1.0
+
+
+def test_plans_of_a_device_are_not_those_of_another(monkeypatch):
+    handles = []
+    for device in (80, 81, 80):
+        monkeypatch.setattr(driver.active, "get_current_device", lambda device=device: device)
+        x = torch.empty(1, 16, 16).half()
+        handles.append([*normalize.plan([x], None, [x], **FACTORS)])
+        handles[-1] += gemm.bound("gemm_add", gemm_add.gemm_add_kernel, [x], [x], [], [x], {"alpha": 1.0, "beta": 0.0})
+    first, second, third = ([launch.compiled for launch in launches] for launches in handles)
+    assert len(first) == 3
+    assert all(one is again and one is not other for one, other, again in zip(first, second, third, strict=True))
+
+
+def test_plans_are_dropped_before_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(normalize, "MOST_PLANS", 2)
+    for cols in (16, 32, 48):
+        x = torch.empty(1, 4, cols)
+        ((name, *_),) = launched(lambda x=x: normalize.normalize([x], x.new_empty(1).double(), [x], **FACTORS))
+        assert name == "normalize_kernel" and len(normalize._plans) <= 2
+
+
 def elementwise():
     """Launches that differ in one thing that Triton compiles a kernel for, or in none."""
     options = {"momentum": 0.9, "nesterov": True, "ema": True, "maximize": False, "grad_scale": None, "found_inf": None}
@@ -143,7 +221,10 @@ def elementwise():
     for cols in (32, 31, 1):
         x = torch.empty(3, 4, cols + 1)
         for part in (x[:, :, 1:], x[:, :, :-1], x[:1, :, :-1]):
-            yield from normalize.plan([part], sumsq[: len(part)], [part.half()], eps=0.0, safety_factor=1.0)
+            for sums in (sumsq[: len(part)], sumsq[1 : 1 + len(part)], None):
+                for out in (part.half(), part.bfloat16(), part):
+                    yield from normalize.plan([part], sums, [out], **FACTORS)
+            yield from sum_squares.plan([part], sumsq[: len(part)])
     for rate, shape in ((0.1, (4, 32)), (0.2, (4, 32)), (0.1, (4, 31)), (0.1, (9, 64))):
         tensors = [torch.empty(shape) for _ in range(2)]
         yield from apply.plan(
@@ -186,11 +267,10 @@ def test_a_launch_finds_the_kernel_that_triton_would(plan):
     assert len({id(kernel) for kernel in found}) < len(found)
 
 
-def test_triton_hooks_see_every_launch(monkeypatch):
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_triton_hooks_see_every_launch(hook, monkeypatch):
     names = []
-    monkeypatch.setattr(
-        triton.knobs.runtime, "launch_enter_hook", lambda metadata: names.append(metadata.get()["name"])
-    )
+    monkeypatch.setattr(triton.knobs.runtime, hook, lambda metadata: names.append(metadata.get()["name"]))
     x = torch.empty(2, 16, 32).half()
     out = torch.empty(2, 16, 16).half()
     gemm_add.gemm_add([x], [x.mT], [], [out], alpha=1.0, beta=0.0)

@@ -9,6 +9,10 @@ from muon_kernels import use_backend
 
 
 @pytest.fixture(autouse=True)
-def on_triton_backend():
+def on_triton_backend(monkeypatch):
+    """Without what was planned for the configurations of other tests."""
+    from muon_kernels.backends.triton import gemm
+
+    monkeypatch.setattr(gemm, "_plans", {})
     with use_backend("triton"):
         yield

@@ -10,6 +10,8 @@ from muon_kernels.testing import poison
 
 pytest.importorskip("triton")
 
+from muon_kernels.backends.triton import normalize, sum_squares
+
 pytestmark = MARKS
 
 
@@ -117,6 +119,15 @@ def test_strides_that_are_no_matrix_are_refused():
         ops.apply([tensor], [tensor.clone()], lr=0.1, scales=[1.0])
 
 
+@pytest.mark.parametrize("shape", [(0, 300), (300, 0)])
+def test_empty_tensors_have_no_squares(shape):
+    tensors = [torch.empty(shape, device=DEVICE) for _ in range(3)]
+    sumsq = torch.full((1,), torch.nan, dtype=torch.float64, device=DEVICE)
+    ops.prologue(*([tensor] for tensor in tensors), sumsq, momentum=0.9)
+    ops.apply(tensors[:1], tensors[2:], lr=0.1, scales=[1.0])
+    assert sumsq.item() == 0.0
+
+
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor([0.1])], ids=str)
 @pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,13 +203,84 @@ def test_sum_squares(dtype):
     torch.testing.assert_close(sumsq, expected, rtol=1e-12, atol=0)
 
 
-def test_normalize_by_own_norms():
-    xs = [in_layout(torch.randn(2, *shape, device=DEVICE), "padded") for shape in ((7, 33), (64, 64), (3, 9000))]
+@pytest.mark.parametrize("layout", ["contiguous", "padded", "transposed"])
+def test_normalize_by_own_norms(layout, monkeypatch):
+    """Also of matrices with more tiles than programs that add up squares, and fewer of them for the last program."""
+    monkeypatch.setattr(sum_squares, "MOST_PARTS", 4)
+    monkeypatch.setattr(normalize, "_plans", {})
+    shapes = ((7, 33), (64, 64), (3, 9000), (300, 250))
+    xs = [in_layout(torch.randn(1 + i % 2, *shape, device=DEVICE), layout) for i, shape in enumerate(shapes)]
     outs = [torch.full(x.shape, torch.nan, device=DEVICE) for x in xs]
+    sumsq = torch.full((6,), torch.nan, dtype=torch.float64, device=DEVICE)
     ops.normalize(xs, None, outs, eps=1e-7, safety_factor=2.0)
-    for x, out in zip(xs, outs, strict=True):
-        norms = 2.0 * x.double().square().sum((1, 2), keepdim=True).sqrt()
-        torch.testing.assert_close(out.double(), x.double() / norms, rtol=3e-7, atol=0)
+    ops.sum_squares(xs, sumsq)
+    squares = [x.double().square().sum((1, 2)) for x in xs]
+    torch.testing.assert_close(sumsq, torch.cat(squares), rtol=1e-12, atol=0)
+    for x, own, out in zip(xs, squares, outs, strict=True):
+        torch.testing.assert_close(out.double(), x.double() / (2.0 * own.sqrt()[:, None, None]), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((1, 1), 1), ((0, 5), 0), ((768, 3072), 144), ((2048, 2048), 256), ((9000, 4000), 245), ((2**16, 2**15), 256)],
+)
+def test_squares_are_added_up_in_parts_that_the_shape_decides(shape, expected):
+    for batch in (1, 5):
+        assert sum_squares.parts(torch.empty(batch, *shape, device="meta")) == expected
+
+
+def test_own_norms_have_the_same_bits_alone_and_in_a_group():
+    xs = [torch.randn(3, *shape, device=DEVICE) for shape in ((96, 256), (3, 9000), (17, 8192), (130, 200))]
+    outs = [torch.full(x.shape, torch.nan, device=DEVICE) for x in xs]
+    sumsq = torch.full((12,), torch.nan, dtype=torch.float64, device=DEVICE)
+    ops.normalize(xs, None, outs, eps=1e-7)
+    ops.sum_squares(xs, sumsq)
+    for i, (x, out) in enumerate(zip(xs, outs, strict=True)):
+        for j, matrix in enumerate(x.split(1)):
+            alone, sum_alone = torch.full_like(matrix, torch.nan), torch.full_like(sumsq[:1], torch.nan)
+            ops.normalize([matrix], None, [alone], eps=1e-7)
+            ops.sum_squares([matrix], sum_alone)
+            assert torch.equal(alone[0], out[j]) and torch.equal(sum_alone[0], sumsq[3 * i + j])
+
+
+def test_tensors_that_only_lie_differently_are_normalised_as_they_lie():
+    x = torch.randn(2, 20, 30, device=DEVICE)
+    xs = [in_layout(x, layout) for layout in ("contiguous", "padded", "transposed")]
+    squares = x.double().square().sum((1, 2))
+    for one in xs:
+        for other in xs:
+            for sumsq in (squares, None):
+                out = torch.empty_strided(x.shape, other.stride(), device=DEVICE).fill_(torch.nan)
+                ops.normalize([one], sumsq, [out], eps=0.0)
+                torch.testing.assert_close(out.double(), x.double() / squares.sqrt()[:, None, None], rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0, 0.0), (1e-45, 0.0), (1e-30, 1e-2), (1e30, 1e-2), (torch.inf, torch.nan)]
+)
+def test_own_norms_at_the_edges_of_float32(value, expected):
+    """Of a matrix of many tiles, between matrices that are not at the edges and stay as they are."""
+    x = torch.full((3, 10000), 2.0, device=DEVICE).reshape(3, 2, 5000).repeat(1, 1, 4)
+    x[1] = value if value < torch.inf else 1.0
+    if value == torch.inf:
+        x[1, 1, -1] = value
+    out = torch.full_like(x, 7.0)
+    ops.normalize([x], None, [out], eps=0.0)
+    expected /= 2.0
+    torch.testing.assert_close(out[1], torch.full_like(out[1], expected), rtol=1e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(out[::2], torch.full_like(out[::2], 5e-3), rtol=1e-6, atol=0)
+
+
+def test_sums_of_squares_lie_as_the_tensor_says():
+    x = torch.randn(3, 40, 300, device=DEVICE)
+    sumsq = torch.full((4, 2), torch.nan, dtype=torch.float64, device=DEVICE)
+    ops.sum_squares([x, x[:0], x[:1, :0]], sumsq[:, 1])
+    torch.testing.assert_close(sumsq[:3, 1], x.double().square().sum((1, 2)), rtol=1e-12, atol=0)
+    assert sumsq[3, 1] == 0 and sumsq[:, 0].isnan().all()
+    outs = [torch.full_like(x, torch.nan) for _ in range(2)]
+    ops.normalize([x], sumsq[:3, 1], outs[:1], eps=0.0)
+    ops.normalize([x], sumsq[:3, 1].contiguous(), outs[1:], eps=0.0)
+    assert torch.equal(*outs) and outs[0].isfinite().all()
 
 
 def test_normalize_edges():

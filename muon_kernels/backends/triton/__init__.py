@@ -22,7 +22,6 @@ OPS: dict[str, Callable[..., None]] = {}
 if _INSTALLED:
     import triton as _triton
 
-    from ..products import summed_first as _summed_first
     from . import apply as _apply
     from . import chains as _chains
     from . import gemm_add as _gemm_add
@@ -36,7 +35,7 @@ if _INSTALLED:
     OPS |= {
         "prologue": _prologue.prologue,
         "sum_squares": _sum_squares.sum_squares,
-        "normalize": _summed_first(_sum_squares.sum_squares, _normalize.normalize),
+        "normalize": _normalize.normalize,
         "symm_gemm": _symm_gemm.symm_gemm,
         "gemm_add": _gemm_add.gemm_add,
         "chains": _chains.chains,

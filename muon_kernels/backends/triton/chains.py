@@ -7,8 +7,8 @@ keeps no memory alive and serves every workspace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,36 +16,16 @@ from triton.runtime import driver
 
 from ...program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, rows_of, view
 from ..device import on_device
-from . import gemm_add, symm_gemm
-from .launch import ALIGNMENT, INTERPRETED, Launch
+from . import gemm, gemm_add, symm_gemm
+from .launch import ALIGNMENT, INTERPRETED, kept
 from .replay import Replay
 
 MOST_PLANS = 256
 MOST_KEPT = 4
 """Places of the workspace of a plan."""
 
-OPERANDS = ("a", "b", "c", "out")
-"""The arguments of a product's kernel that hold tensors."""
-
 _Kind = tuple[bool, bool, tuple[float, ...]]
 """Symmetric, without a summand, and the factors: what products of one launch share."""
-
-
-class _Planned(NamedTuple):
-    """A launch whose operands are still to come.
-
-    operands: for each argument, (offset from the start of the workspace in elements, *strides) of the entries.
-    """
-
-    launch: Launch
-    operands: dict[str, tuple[tuple[int, ...], ...]]
-
-    def bind(self, start: Callable[[int], Any]) -> Launch:
-        """The launch on a workspace that has `start(offset)`, a pointer, at an offset."""
-        bound = {
-            name: tuple([(start(offset), *strides) for offset, *strides in x]) for name, x in self.operands.items()
-        }
-        return self.launch._replace(arguments=self.launch.arguments | bound)
 
 
 class _Plan:
@@ -56,7 +36,7 @@ class _Plan:
     on another one is another workspace in all likelihood.
     """
 
-    def __init__(self, planned: list[_Planned]) -> None:
+    def __init__(self, planned: list[gemm.Planned]) -> None:
         self._planned = planned
         self._kept: dict[tuple[int, int], Replay] = {}
 
@@ -86,18 +66,13 @@ def chains(
     program = (tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
     key = (*program, space.dtype, space.device, space.data_ptr() % ALIGNMENT)
     with on_device(space.device):
-        plan = _plans.get(key)
-        if plan is None:
-            plan = _Plan(list(_plan(space, *program)))
-            if len(_plans) >= MOST_PLANS:
-                _plans.clear()
-            _plans[key] = plan
+        plan = kept(_plans, MOST_PLANS, key, lambda: _Plan(list(_plan(space, *program))))
         plan.bind(space).run(space.device)
 
 
 def _plan(
     space: Tensor, buffers: Sequence[int], products: Sequence[int], scalars: Sequence[float], chains: Sequence[int]
-) -> Iterator[_Planned]:
+) -> Iterator[gemm.Planned]:
     views = [view(space, buffer) for buffer in rows_of(buffers, BUFFER_FIELDS)]
 
     def operand(code: int) -> Tensor:
@@ -111,14 +86,7 @@ def _plan(
         else:
             launches = gemm_add.plan(a, b, c, outs, alpha=alpha, beta=beta)
         for launch in launches:
-            operands = {name: launch.arguments[name] for name in OPERANDS if launch.arguments[name] is not None}
-            yield _Planned(
-                launch._replace(arguments=launch.arguments | dict.fromkeys(operands), compiled=launch.compile()),
-                {
-                    name: tuple((x.storage_offset() - space.storage_offset(), *strides) for x, *strides in each)
-                    for name, each in operands.items()
-                },
-            )
+            yield gemm.planned(launch, lambda x: int(x.storage_offset() - space.storage_offset()))
 
 
 def _links(

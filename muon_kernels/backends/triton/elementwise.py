@@ -52,7 +52,7 @@ def tiles(shape: torch.Size, *strides: tuple[int, ...]) -> Tiles:
     matrices = as_matrices(shape, *strides)
     if matrices is None:
         raise ValueError(f"must merge into at most two dimensions, got strides {list(strides)}")
-    cols = min(TILE, triton.next_power_of_2(matrices.cols))
+    cols = min(TILE, triton.next_power_of_2(max(matrices.cols, 1)))
     rows = TILE // cols
     count = triton.cdiv(matrices.rows, rows) * triton.cdiv(matrices.cols, cols)
     return Tiles(matrices.rows, matrices.cols, matrices.strides, (rows, cols), count)

@@ -8,13 +8,17 @@ the layout decides how wide loads are.
 Operands are loaded through pointers or, where the configuration says so and they lie as it takes, through tensor
 descriptors (TMA on Hopper and later). With pointers a program computes one tile; with descriptors, which take long to
 build, as many programs as the card runs at once share out the tiles.
+
+Planning costs the host more than a small product takes on the device: plans are kept, without tensors, for lists that
+look alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,15 +26,23 @@ from torch import Tensor
 
 from ..configs import GemmConfig, gemm_config, tile_count
 from ..device import capability
-from .launch import ALIGNMENT, Launch, processors, unspecialized
+from .launch import ALIGNMENT, Launch, kept, looks, processors, unspecialized
 
 MAX_ENTRIES = 8
+
+MOST_PLANS = 256
+
+OPERANDS = ("a", "b", "c", "out")
+"""The arguments of a product's kernel that hold tensors."""
 
 NARROW = GemmConfig(block_m=64, block_n=64, block_k=32, warps=8, stages=2, group=4)
 """For operands that cannot be loaded 16 bytes at a time: with loads element by element, a larger tile spills."""
 
 _INTERPRETED = (80, 108)
 """The card that the interpreter stands for: compute capability and multiprocessors."""
+
+
+_plans: dict[tuple[Hashable, ...], list[Planned]] = {}
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,52 @@ def plan(
             results = {"c": _fields(c, chosen) if c else None, "out": _fields(outs, chosen)}
             launches.append(launch(op, kernel, kind, a, b, chosen, results, factors))
     return launches
+
+
+def bound(
+    op: str,
+    kernel: triton.JITFunction,
+    a: list[Tensor],
+    b: list[Tensor],
+    c: list[Tensor],
+    outs: list[Tensor],
+    factors: dict[str, float],
+) -> Iterator[Launch]:
+    """What `plan` returns, planned once for lists that look alike."""
+    tensors = [*a, *b, *c, *outs]
+
+    def make() -> list[Planned]:
+        lists = [[x.detach() for x in each] for each in (a, b, c, outs)]  # a tensor that is in two lists becomes two
+        places = {id(x): place for place, x in enumerate(chain(*lists))}
+        left, right, terms, results = lists
+        launches = plan(op, kernel, left, right, terms, results, factors)
+        return [planned(launch, lambda x: places[id(x)]) for launch in launches]
+
+    key = (kernel, len(a), *factors.values(), *looks(*tensors))
+    for each in kept(_plans, MOST_PLANS, key, make):
+        yield each.bind(tensors.__getitem__)
+
+
+class Planned(NamedTuple):
+    """A launch whose operands are still to come.
+
+    operands: for each argument, (place, *strides) of the entries, a place being what `bind` can tell a pointer for.
+    """
+
+    launch: Launch
+    operands: dict[str, tuple[tuple[int, ...], ...]]
+
+    def bind(self, at: Callable[[int], Any]) -> Launch:
+        """The launch on operands that begin at `at(place)`."""
+        bound = {name: tuple([(at(place), *strides) for place, *strides in x]) for name, x in self.operands.items()}
+        return self.launch.bind(bound)
+
+
+def planned(launch: Launch, place: Callable[[Tensor], int]) -> Planned:
+    """A launch of `plan`, to be kept without its tensors."""
+    operands = {name: launch.arguments[name] for name in OPERANDS if launch.arguments[name] is not None}
+    places = {name: tuple([(place(x), *strides) for x, *strides in each]) for name, each in operands.items()}
+    return Planned(launch.plan(*operands), places)
 
 
 def kinds(op: str, a: list[Tensor], b: list[Tensor], layouts: Sequence[tuple[Layout, ...]]) -> dict[Kind, list[int]]:

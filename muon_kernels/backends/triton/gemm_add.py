@@ -19,15 +19,18 @@ def gemm_add(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float
 ) -> None:
     """See `muon_kernels.ops.gemm_add`."""
-    run(plan(a, b, c, outs, alpha=alpha, beta=beta), outs[0].device)
+    run(gemm.bound("gemm_add", gemm_add_kernel, a, b, c, outs, _factors(alpha, beta)), outs[0].device)
 
 
 def plan(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float
 ) -> list[Launch]:
     """The launches of one call."""
-    factors = {"alpha": float(alpha), "beta": float(beta)}
-    return gemm.plan("gemm_add", gemm_add_kernel, a, b, c, outs, factors)
+    return gemm.plan("gemm_add", gemm_add_kernel, a, b, c, outs, _factors(alpha, beta))
+
+
+def _factors(alpha: float, beta: float) -> dict[str, float]:
+    return {"alpha": float(alpha), "beta": float(beta)}
 
 
 @triton.jit

@@ -5,8 +5,8 @@ wanted for extents and strides, where it decides how wide loads are, and unwante
 travel through `unspecialized` as odd numbers, and a kernel reads them back with `>> 1`.
 
 To find the compiled kernel of a launch, Triton looks at every number of its arguments, which takes the host longer than
-to enqueue it. Here it is found by fewer facts, or kept with a launch that is made again and again, and Triton's handle
-enqueues it, which wants all arguments in their order.
+to enqueue it. Here it is found by fewer facts, or kept with a launch that is planned once and bound to the tensors of
+each call, and Triton's handle enqueues it, which wants all arguments in their order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Hashable, Iterable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -35,6 +35,8 @@ MOST_COMPILED = 1024
 _compile_only: contextvars.ContextVar[bool] = contextvars.ContextVar("muon_kernels_triton_compile_only", default=False)
 
 _compiled: dict[tuple[Hashable, ...], Any] = {}
+
+Plan = TypeVar("Plan")
 
 Allocator = Callable[[int, int, int | None], Tensor]
 """Of bytes, their alignment and a stream: what Triton asks for scratch memory at a launch."""
@@ -63,6 +65,14 @@ class Launch(NamedTuple):
         """How Triton is to compile it, by Triton's names."""
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
+    def plan(self, *names: str) -> Launch:
+        """The launch to keep: compiled for the current device, and without the arguments that `bind` is to give it."""
+        return self._replace(arguments=self.arguments | dict.fromkeys(names), compiled=self.compile())
+
+    def bind(self, arguments: dict[str, Any]) -> Launch:
+        """The launch with these arguments, of the looks that it was planned for."""
+        return self._replace(arguments=self.arguments | arguments)
+
     def run(self) -> None:
         """Enqueues the kernel on the current stream of the current device."""
         if INTERPRETED:
@@ -71,7 +81,14 @@ class Launch(NamedTuple):
         compiled = self.compile()
         if hasattr(compiled, "result"):  # compiled under triton.AsyncCompileMode
             compiled = compiled.result()
-        compiled[(*self.grid, 1, 1)[:3]](*self.arguments.values())
+        # As JITFunction.run does, but for metadata that no hook asks for: they take longer to make than the rest.
+        x, y, z = (*self.grid, 1, 1)[:3]
+        stream = driver.active.get_current_stream(driver.active.get_current_device())
+        arguments = self.arguments.values()
+        enter, leave = hooks()
+        metadata = compiled.launch_metadata((x, y, z), stream, *arguments) if enter or leave else None
+        run = compiled.run  # loads the kernel
+        run(x, y, z, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *arguments)
 
     def compile(self) -> Any:
         """Compiles the kernel for the current device, unless that was done before; returns Triton's handle."""
@@ -79,14 +96,30 @@ class Launch(NamedTuple):
             return self.compiled
         decisive = [_looks(value) for name, value in self.arguments.items() if name not in self.free]
         key = (self.kernel, driver.active.get_current_device(), self.warps, self.stages, self.registers, *decisive)
-        compiled = _compiled.get(key)
-        if compiled is None:
-            assert list(self.arguments) == self.kernel.arg_names
-            compiled = self.kernel.warmup(**self.arguments, grid=self.grid, **self.options)
-            if len(_compiled) == MOST_COMPILED:
-                _compiled.clear()
-            _compiled[key] = compiled
-        return compiled
+        return kept(_compiled, MOST_COMPILED, key, self._compile)
+
+    def _compile(self) -> Any:
+        assert list(self.arguments) == self.kernel.arg_names
+        return self.kernel.warmup(**self.arguments, grid=self.grid, **self.options)
+
+
+def kept(
+    plans: dict[tuple[Hashable, ...], Plan], most: int, key: tuple[Hashable, ...], make: Callable[[], Plan]
+) -> Plan:
+    """plans[key], made if it is not there; `most` of them are dropped before one more is."""
+    plan = plans.get(key)
+    if plan is None:
+        plan = make()
+        if len(plans) >= most:
+            plans.clear()
+        plans[key] = plan
+    return plan
+
+
+def looks(*tensors: Tensor) -> tuple[Hashable, ...]:
+    """What plans are made for: the current device, and of each tensor all but where it lies."""
+    device = None if INTERPRETED else driver.active.get_current_device()
+    return (device, *[(x.dtype, x.shape, x.stride(), x.data_ptr() % ALIGNMENT) for x in tensors])
 
 
 def _looks(value: Any) -> Hashable:
@@ -105,7 +138,10 @@ def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
 
 
 def run(launches: Iterable[Launch], device: torch.device, allocate: Allocator = scratch) -> None:
-    """Enqueues the launches, in order, on the current stream of `device`; `allocate` gives them scratch memory."""
+    """Enqueues the launches, in order, on the current stream of `device`; `allocate` gives them scratch memory.
+
+    They may be made one after the other: when the next one is asked for, what came before is enqueued.
+    """
     with on_device(device):
         if compiles_only():
             for launch in launches:
@@ -119,6 +155,14 @@ def _enqueue(launches: Iterable[Launch], allocate: Allocator) -> None:
     triton.set_allocator(allocate)
     for launch in launches:
         launch.run()
+
+
+def hooks() -> list[Callable[[Any], None] | None]:
+    """Triton's hooks before and after a launch, if they are set: chains of functions, or in their place a function."""
+    runtime = triton.knobs.runtime
+    return [
+        hook if getattr(hook, "calls", hook) else None for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook)
+    ]
 
 
 def compiles_only() -> bool:

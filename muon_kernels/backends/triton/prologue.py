@@ -11,11 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import sum_squares
 from .elementwise import TYPES, WARPS, pick_pointer, runs, tile_indices
 from .launch import Launch, run
-
-SUM_BLOCK = 1024
-"""Partial sums that the second kernel takes at a time."""
 
 _FREE = ("grads", "momenta", "outs", "first")
 
@@ -99,14 +97,7 @@ def plan(
         if tiles.count:
             launches.append(Launch(prologue_kernel, (tiles.count, part.count), arguments, WARPS, free=_FREE))
         if not one_tile:
-            arguments = {
-                "partials": partials,
-                "sumsq": sumsq,
-                "first": part.first,
-                "tiles": tiles.count,
-                "BLOCK": SUM_BLOCK,
-            }
-            launches.append(Launch(prologue_sum_kernel, (part.count,), arguments, warps=4, free=("first", "tiles")))
+            launches.append(sum_squares.total(partials, sumsq, part.first))
     return launches
 
 
@@ -166,17 +157,6 @@ def prologue_kernel(
     square = tl.where(mask, out.to(tl.float64), 0.0)
     total = tl.sum(tl.sum(square * square, axis=1), axis=0)
     tl.store(partials + (first + entry).to(tl.int64) * tl.num_programs(0) + tile, total)
-
-
-@triton.jit(do_not_specialize=["first", "tiles"])
-def prologue_sum_kernel(partials, sumsq, first, tiles, BLOCK: tl.constexpr):
-    """Program i: sumsq[first + i] <- the sum of partials[i, :tiles]."""
-    entry = tl.program_id(0).to(tl.int64)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, tiles, BLOCK):
-        tile = start + tl.arange(0, BLOCK)
-        total += tl.load(partials + entry * tiles + tile, tile < tiles, 0.0)
-    tl.store(sumsq + first + entry, tl.sum(total, axis=0))
 
 
 @triton.jit

@@ -6,10 +6,9 @@ import threading
 from functools import cache
 
 import torch
-import triton
 from torch import Tensor
 
-from .launch import INTERPRETED, Launch, compiles_only, run, scratch
+from .launch import INTERPRETED, Launch, compiles_only, hooks, run, scratch
 
 CALLS_BEFORE = 2
 """Recording takes the host longer than a call: not for one that may never come again."""
@@ -61,7 +60,7 @@ class Replay:
             or len(self._launches) < 2
             or compiles_only()
             or torch.cuda.is_current_stream_capturing()
-            or _hooked()
+            or any(hooks())
         )
 
     def _measured_scratch(self, size: int, alignment: int, stream: int | None) -> Tensor:
@@ -88,9 +87,3 @@ class Replay:
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """To record on: the caller's may be the default one, which cannot be captured."""
     return torch.cuda.Stream(device)
-
-
-def _hooked() -> bool:
-    """Whether Triton's launch hooks are set: chains of functions, or in their place a function."""
-    runtime = triton.knobs.runtime
-    return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))

@@ -21,15 +21,18 @@ def symm_gemm(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float, delta: float
 ) -> None:
     """See `muon_kernels.ops.symm_gemm`."""
-    run(plan(a, b, c, outs, alpha=alpha, beta=beta, delta=delta), outs[0].device)
+    run(gemm.bound("symm_gemm", symm_gemm_kernel, a, b, c, outs, _factors(alpha, beta, delta)), outs[0].device)
 
 
 def plan(
     a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], *, alpha: float, beta: float, delta: float
 ) -> list[Launch]:
     """The launches of one call."""
-    factors = {"alpha": float(alpha), "beta": float(beta), "delta": float(delta)}
-    return gemm.plan("symm_gemm", symm_gemm_kernel, a, b, c, outs, factors)
+    return gemm.plan("symm_gemm", symm_gemm_kernel, a, b, c, outs, _factors(alpha, beta, delta))
+
+
+def _factors(alpha: float, beta: float, delta: float) -> dict[str, float]:
+    return {"alpha": float(alpha), "beta": float(beta), "delta": float(delta)}
 
 
 @triton.jit
