@@ -32,9 +32,6 @@ class Epilogue {
         leader_(thread == 0),
         map_{thread / 32, thread % 32} {}
 
-  // Before the products of a tile.
-  __device__ __forceinline__ void expect(const GemmEntry&, const TileAt&, int) const {}
-
   // The first kN columns of the tile; `first_row` is the warpgroup's first row in it.
   template <int kRows, int kN>
   __device__ __forceinline__ void run(float (&acc)[kRows][kN / 2], const GemmEntry& problem,

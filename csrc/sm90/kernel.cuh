@@ -21,7 +21,6 @@ __device__ __forceinline__ void compute_tile(const GemmTable& table, const TileA
                                              Output& epilogue, int first_row, uint32_t consumer) {
   float acc[kRows][kN / 2] = {};
   const GemmEntry& problem = table.entries[tile.entry];
-  epilogue.expect(problem, tile, first_row);
   multiply_tile<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, epilogue, problem.k, first_row, consumer,
                                                              threadIdx.x % 32, problem.has_c);
   epilogue.template run<kRows, kN>(acc, problem, tile, first_row, ring);
