@@ -1,8 +1,8 @@
 // The epilogue of gemm_apply_sm90_kernel for a consumer warpgroup: its accumulators times alpha are rounded to Element, as a product
 // that is stored would be, and what apply does follows at once, on parameters of any dtype and alignment.
 //
-// Boxes of 64 x 64 pass through shared memory, so that a thread meets 16 bytes of neighbouring parameters and a warp whole rows.
-// Parameters are not asked for ahead of time: prefetched to L2 while the products run, they took 5 to 20 % longer.
+// Boxes of 64 x 64 pass through shared memory, so that a thread meets 8 neighbours of a row and a warp four whole rows.
+// Parameters are not prefetched while the products run: that took 5 to 20 % longer.
 #pragma once
 
 #include "../elementwise/pack.cuh"
@@ -62,11 +62,10 @@ class ApplyEpilogue {
   __device__ __forceinline__ void finish() const {}
 
  private:
-  static constexpr int kWidth = 16 / sizeof(Param);  // elements of a row that a thread owns
-  static constexpr int kAcross = kBox / kWidth;      // threads that share a row
-  static constexpr int kRowStep = 128 / kAcross;     // between the rows of a box that a thread meets
-  static constexpr int kRows = kBox / kRowStep;
-  using Vector = Pack<Param, kWidth>;
+  static constexpr int kWidth = 8;  // elements of a row that a thread owns: 16 bytes in shared memory
+  static constexpr int kRows = 4;   // rows of a box that it meets, 16 apart
+  using Vector = Pack<Param, 16 / sizeof(Param)>;
+  static constexpr int kVectors = kWidth * sizeof(Param) / 16;
 
   // Parameters come while those of the box before are written. Not those of 32 bits: two boxes of them take too many
   // registers (3 to 5 % slower).
@@ -74,7 +73,7 @@ class ApplyEpilogue {
 
   // Parameters of a thread in one box, as they lie in memory: as elements those of 16 bits would take a register each.
   struct Params {
-    Word<Vector> of[kRows];
+    Word<Vector> of[kRows][kVectors];
   };
 
   struct Step {
@@ -90,14 +89,14 @@ class ApplyEpilogue {
     bool vectors;
 
     __device__ __forceinline__ Box(const ApplyTarget& target, uint32_t thread, int row, int col, int m, int n) {
-      const int here = col + kWidth * static_cast<int>(thread % kAcross);
-      const int mine = row + static_cast<int>(thread / kAcross);
+      const int here = col + kWidth * static_cast<int>(thread % 8);
+      const int mine = row + static_cast<int>(thread / 8);
       first = static_cast<Param*>(target.data) + mine * target.row_stride + here;
-      stride = kRowStep * target.row_stride;
-      rows = min((m - mine + kRowStep - 1) / kRowStep, kRows);
+      stride = 16 * target.row_stride;
+      rows = min((m - mine + 15) / 16, kRows);
       cols = min(n - here, kWidth);
       vectors = cols == kWidth &&
-                (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(target.row_stride * sizeof(Param))) % 16 == 0;
+                (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(stride * sizeof(Param) / 16)) % 16 == 0;
     }
   };
 
@@ -106,7 +105,10 @@ class ApplyEpilogue {
     if (targets_.overwrite || !box.vectors) return params;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      if (i < box.rows) params.of[i] = *reinterpret_cast<const Word<Vector>*>(box.first + i * box.stride);
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        if (i < box.rows) params.of[i][v] = reinterpret_cast<const Word<Vector>*>(box.first + i * box.stride)[v];
+      }
     }
     return params;
   }
@@ -131,20 +133,26 @@ class ApplyEpilogue {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i >= box.rows) break;
-      const uint32_t r = thread_ / kAcross + kRowStep * i, c = thread_ % kAcross * kWidth;
-      const uint32_t source = staged + r * 128 + ((c / 8 ^ r % 8) << 4) + c % 8 * 2;
+      const uint32_t r = thread_ / 8 + 16 * i;
+      const uint32_t source = staged + r * 128 + ((thread_ % 8 ^ r % 8) << 4);
       Param* const p = box.first + i * box.stride;
       if (box.vectors) {
         uint32_t pairs[kWidth / 2];
-        load_pairs(pairs, source);
-        Vector vector;
-        memcpy(&vector, &params.of[i], sizeof(vector));
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                     : "r"(source));
 #pragma unroll
-        for (int e = 0; e < kWidth; ++e) {
-          const float2 pair = unpack<Element>(pairs[e / 2]);
-          vector.value[e] = from_float<Param>(next(&vector.value[e], step, e % 2 ? pair.y : pair.x));
+        for (int v = 0; v < kVectors; ++v) {
+          constexpr int kElements = kWidth / kVectors;
+          Vector vector;
+          memcpy(&vector, &params.of[i][v], sizeof(vector));
+#pragma unroll
+          for (int e = 0; e < kElements; ++e) {
+            const float2 pair = unpack<Element>(pairs[(v * kElements + e) / 2]);
+            vector.value[e] = from_float<Param>(next(&vector.value[e], step, e % 2 ? pair.y : pair.x));
+          }
+          store_pack(reinterpret_cast<Vector*>(p) + v, vector);
         }
-        store_pack(reinterpret_cast<Vector*>(p), vector);
       } else {
 #pragma unroll 1
         for (int e = 0; e < box.cols; ++e) {
@@ -154,15 +162,6 @@ class ApplyEpilogue {
         }
       }
     }
-  }
-
-  static __device__ __forceinline__ void load_pairs(uint32_t (&pairs)[2], uint32_t source) {
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(pairs[0]), "=r"(pairs[1]) : "r"(source));
-  }
-  static __device__ __forceinline__ void load_pairs(uint32_t (&pairs)[4], uint32_t source) {
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-                 : "r"(source));
   }
 
   __device__ __forceinline__ float next(const Param* p, const Step& step, float update) const {
