@@ -1,7 +1,7 @@
 """The tables of docs/scaling.md: what the simulator predicts, from 8 to 4096 GPUs or beside what was measured.
 
     python -m bench.scaling
-    python -m bench.scaling bench/results/distributed-h200-x2.json bench/results/distributed-h200-x4.json
+    python -m bench.scaling bench/results/distributed-h100-x2.json bench/results/distributed-h100-x4.json
 
 Rates of one GPU are those measured on an H100 (muon_kernels/distributed/costs.py). The link beside measurements is the
 fastest all-to-all of their run; from 8 GPUs on it is an assumption: HOST_LINK within a host of 8, NETWORK_LINK for

@@ -56,8 +56,10 @@ def test_what_bounds_a_step():
 
 
 def test_rates_are_those_of_the_measured_table():
-    """One column of a results file: twelve shapes and batches from 0.09 to 18 ms, and small chains, which cost less. What
-    two runs give differs by 2 %."""
+    """One column of a results file: twelve shapes and batches from 0.09 to 18 ms, and small chains, which cost less.
+
+    What two runs give differs by 2 %.
+    """
     measured = calibrate.captured_times(RESULTS / "orthogonalize-h100.json", "ours-cuda")
     chain, flops, elements, errors = calibrate.fit(measured)
     rates = HARDWARE["cuda"]
