@@ -200,10 +200,7 @@ def run(options: argparse.Namespace, device: torch.device) -> bool:
         return [cell for cell in cells if not column.compiles or cell[1].layers <= SHORT_LAYERS]
 
     def check(column: Column, layout: Layout) -> None:
-        dtypes = {dtype for _, _, dtype in cells_of(column)}
-        for dtype in (torch.float32, torch.bfloat16):
-            if dtype not in dtypes:
-                continue
+        for dtype in dict.fromkeys(dtype for _, _, dtype in cells_of(column)):
             cell = f"{_name(dtype)}, {layout.name} on {world}"
             bench.attempt("check", cell, column, partial(bench.check, column, layout, dtype))
 

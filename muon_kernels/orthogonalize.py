@@ -102,11 +102,12 @@ def orthogonalize(
         compute_dtype=compute,
         device=G.device,
         factored=True,
+        **norm,
     )
     if chain.factored:
-        dispatch.run("gemm_add", *chain.factors([matrices], None, **norm), [], [into], alpha=1.0, beta=0.0)
+        dispatch.run("gemm_add", *chain.factors([matrices], None), [], [into], alpha=1.0, beta=0.0)
     else:
-        (result,) = chain.run([matrices], None, **norm)
+        (result,) = chain.run([matrices], None)
         into.copy_(result)
     return out
 
@@ -117,7 +118,7 @@ class Orthogonalizer:
     Args:
         groups: (count, rows, cols) of each batch of matrices; every number at least 1.
         rows: resolved coefficients, one (a, b, c) a step.
-        method, preconditioning: see `orthogonalize`.
+        method, preconditioning, eps, safety_factor: see `orthogonalize`.
         compute_dtype: dtype of the scratch memory and of the result (of "svd": float32 or float64).
         factored: leave the last product to the caller, if every chain ends with one (in float16, but for "svd").
 
@@ -135,8 +136,11 @@ class Orthogonalizer:
         compute_dtype: torch.dtype,
         device: torch.device,
         preconditioning: Preconditioning = "frobenius",
+        eps: float = DEFAULT_EPS,
+        safety_factor: float = 1.0,
         factored: bool = False,
     ) -> None:
+        self._eps, self._safety_factor = eps, safety_factor
         self._raw_dtype = raw_dtype(compute_dtype)
         self.plan: ChainPlan | None = None
         self.factored = False
@@ -165,19 +169,12 @@ class Orthogonalizer:
         return [view(self.workspace, buffer) for buffer in self.plan.normalised]
 
     def factors(
-        self,
-        matrices: Sequence[Tensor],
-        sumsq: Tensor | None,
-        into: Sequence[Tensor] | None = None,
-        /,
-        *,
-        eps: float,
-        safety_factor: float,
+        self, matrices: Sequence[Tensor], sumsq: Tensor | None, into: Sequence[Tensor] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Everything but the last product: problem lists a and b, views of the scratch memory, whose products a[i] b[i]
         are the matrices orthogonalised. Arguments as of `run`."""
         assert self.plan is not None and self.factored
-        self._run(self.plan, matrices, sumsq, into, eps, safety_factor)
+        self._run(self.plan, matrices, sumsq, into)
         left, right = [], []
         for x, factor in zip(self.plan.xs, self.plan.factors, strict=True):
             assert factor is not None
@@ -188,14 +185,7 @@ class Orthogonalizer:
         return left, right
 
     def run(
-        self,
-        matrices: Sequence[Tensor],
-        sumsq: Tensor | None,
-        into: Sequence[Tensor] | None = None,
-        /,
-        *,
-        eps: float,
-        safety_factor: float,
+        self, matrices: Sequence[Tensor], sumsq: Tensor | None, into: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """Orthogonalises `matrices`, a problem list in the order and of the shapes of the groups.
 
@@ -211,25 +201,19 @@ class Orthogonalizer:
         if self.plan is None:
             assert into is None
             return [polar_factor(x) for x in matrices]
-        self._run(self.plan, matrices, sumsq, into, eps, safety_factor)
+        self._run(self.plan, matrices, sumsq, into)
         return [view(self.workspace, buffer) for buffer in self.plan.xs]
 
     def _run(
-        self,
-        plan: ChainPlan,
-        matrices: Sequence[Tensor],
-        sumsq: Tensor | None,
-        into: Sequence[Tensor] | None,
-        eps: float,
-        safety_factor: float,
+        self, plan: ChainPlan, matrices: Sequence[Tensor], sumsq: Tensor | None, into: Sequence[Tensor] | None
     ) -> None:
         xs = self.normalised
         outs = xs if into is None else into
-        dispatch.run("normalize", matrices, sumsq, outs, eps=eps, safety_factor=safety_factor)
+        dispatch.run("normalize", matrices, sumsq, outs, eps=self._eps, safety_factor=self._safety_factor)
         if self._preconditioning == "aol":
             program, grams = _gram_plan(plan.normalised, plan.program.elements, self.workspace.dtype)
             chains(self.workspace, program)
-            aol(xs, [view(self.workspace, buffer) for buffer in grams], safety_factor=safety_factor)
+            aol(xs, [view(self.workspace, buffer) for buffer in grams], safety_factor=self._safety_factor)
         chains(self.workspace, plan.program)
 
 

@@ -74,6 +74,8 @@ def _step_by_ops(
         preconditioning=group["preconditioning"],
         compute_dtype=launch.compute,
         device=launch.device,
+        eps=group["eps"],
+        safety_factor=group["safety_factor"],
         factored=group["normalizer"] is None and group["weight_decay_rule"] == "decoupled",
     )
     inputs = chain.inputs
@@ -91,10 +93,9 @@ def _step_by_ops(
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
-    norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
     lr, weight_decay, scales = _rate(group, launch), group["weight_decay"], launch.scales
     if chain.factored:
-        left, right = chain.factors(inputs, sumsq, **norm)
+        left, right = chain.factors(inputs, sumsq)
         dispatch.run(
             "gemm_apply",
             left,
@@ -106,7 +107,7 @@ def _step_by_ops(
             found_inf=found_inf,
         )
         return
-    orthogonal = chain.run(inputs, sumsq, **norm)
+    orthogonal = chain.run(inputs, sumsq)
     if group["normalizer"] is not None:
         orthogonal = group["normalizer"].run(orthogonal, matrices.moments, found_inf)
     if group["weight_decay_rule"] == "cautious":

@@ -47,13 +47,13 @@ def orthogonalized(matrices, *, steps=5, compute=torch.float64, **options):
     """What chains make of pieces, one result a matrix; `options` of the Orthogonalizer."""
     rows = resolve_coefficients("original", steps)
     device = matrices[0].device
-    chain = Orthogonalizer(GROUPS, rows, **{"method": "auto", "device": device, "compute_dtype": compute} | options)
+    defaults = {"method": "auto", "device": device, "compute_dtype": compute, "safety_factor": 1.25}
+    chain = Orthogonalizer(GROUPS, rows, **defaults | options)
     buffer, arrived = scattered(matrices)
-    norm = {"eps": 1e-7, "safety_factor": 1.25}
     chosen = inputs(chain, buffer, arrived)
     if not chain.factored:
-        return [matrix for batch in chain.run(*chosen, **norm) for matrix in batch]
-    return [matrix for a, b in zip(*chain.factors(*chosen, **norm), strict=True) for matrix in a.double() @ b.double()]
+        return [matrix for batch in chain.run(*chosen) for matrix in batch]
+    return [matrix for a, b in zip(*chain.factors(*chosen), strict=True) for matrix in a.double() @ b.double()]
 
 
 @pytest.fixture

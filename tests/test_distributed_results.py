@@ -144,7 +144,7 @@ def test_operands_are_what_the_cuda_kernels_read(method, monkeypatch):
     assert into is not None
     given: list[tuple] = []
     monkeypatch.setattr(dispatch, "run", lambda *args, **kwargs: given.append(args))
-    factors = chain.factors([], None, eps=0.0, safety_factor=1.0)
+    factors = chain.factors([], None)
     given.clear()
     multiply(*factors, into[0])
     multiply_and_apply(*factors, into[0], [])

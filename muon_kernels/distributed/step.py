@@ -176,14 +176,15 @@ class BucketStep:
                 preconditioning=group["preconditioning"],
                 compute_dtype=compute,
                 device=self.device,
+                eps=group["eps"],
+                safety_factor=group["safety_factor"],
                 factored=into is not None,
             )
             matrices = inputs(chain, gathered, [wave.gather.arrived_by_number[n] for n in numbers])
-            norm = {"eps": group["eps"], "safety_factor": group["safety_factor"]}
             if chain.factored and into is not None:
-                applied |= self._last_products(*chain.factors(*matrices, **norm), *into)
+                applied |= self._last_products(*chain.factors(*matrices), *into)
                 continue
-            orthogonal = chain.run(*matrices, **norm)
+            orthogonal = chain.run(*matrices)
             if self._moments is not None:
                 orthogonal = group["normalizer"].run(orthogonal, self._moments.of(numbers), self._found_inf)
             for buffer, by_number in places:
@@ -201,9 +202,9 @@ class BucketStep:
         `ops.gemm_apply` applies. Steps parameters by the rest; returns the numbers of its matrices."""
         stored = list(sent)
         stepped: list[Target] = []
+        decoupled = self._group["weight_decay_rule"] == "decoupled"
         for target in kept:
             waited_for = any(self._assignments[s.number].copies for s in target.segments)
-            decoupled = self._group["weight_decay_rule"] == "decoupled"
             (stepped if decoupled and not waited_for else stored).append(target)
         multiply(left, right, stored)
         segments = [s for target in stepped for s in target.segments]
