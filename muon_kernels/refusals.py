@@ -3,7 +3,7 @@ changed yet. Without a name nothing is to be asked: the reference takes what oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -41,8 +41,14 @@ def backend_request() -> str:
 
 def check_backend(matrices: Matrices) -> None:
     """Raises BackendUnavailable if no backend that was asked for can run an op of a step of `matrices`."""
-    for op, dtypes in ops_of_step(matrices):
-        _select(backends.requested(), op, matrices.device, dtypes)
+    check_ops(matrices.device, ops_of_step(matrices))
+
+
+def check_ops(device: torch.device, ops: Iterable[tuple[str, tuple[torch.dtype, ...]]]) -> None:
+    """Raises BackendUnavailable if no backend that was asked for can run one of `ops` on lists of these dtypes."""
+    request = backends.requested()
+    for op, dtypes in ops:
+        _select(request, op, device, dtypes)
 
 
 def ops_of_step(matrices: Matrices) -> Iterator[tuple[str, tuple[torch.dtype, ...]]]:

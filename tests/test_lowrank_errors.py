@@ -3,9 +3,10 @@
 import pytest
 import torch
 from optimizers import make_params, set_grads
+from stub_backend import stub_backend
 from torch import nn
 
-from muon_kernels import Muon
+from muon_kernels import BackendUnavailable, Muon, use_backend
 from muon_kernels.lowrank import LowRankMuon, decide_rank
 
 INF, NAN = float("inf"), float("nan")
@@ -177,3 +178,31 @@ def test_a_rule_that_raises_leaves_everything_as_it_was():
         optimizer.step(loss=1.0)
     assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
     assert not optimizer.state and optimizer.param_groups[0]["max_loss"] is None
+
+
+@pytest.fixture
+def two_dtypes():
+    """Two groups, whose second one alone is of float64."""
+    groups = [{"params": make_params(dtype, [(6, 8), (4, 4)])} for dtype in (torch.float32, torch.float64)]
+    optimizer = LowRankMuon(groups, compute_dtype=torch.float16)
+    set_grads([p for group in groups for p in group["params"]], 0)
+    return optimizer
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "svd"}, {"method": "squaring"}, {"ns_steps": 0}])
+def test_what_a_step_asks_a_backend_for_was_asked_before(two_dtypes, options):
+    for group in two_dtypes.param_groups:
+        group.update(options)
+    with stub_backend() as stub, use_backend("cuda"):
+        two_dtypes.step()
+        assert stub.before == stub.within != set()
+
+
+@pytest.mark.parametrize("op", ["normalize", "chains", "apply"])
+def test_a_backend_that_refuses_an_op_leaves_everything_as_it_was(two_dtypes, op):
+    params = [p for group in two_dtypes.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in params]
+    with stub_backend() as stub, use_backend("cuda"), pytest.raises(BackendUnavailable, match=f"no such {op}"):
+        stub.refuses = lambda name, dtypes: name == op and (op == "chains" or torch.float64 in dtypes)
+        two_dtypes.step()
+    assert all(map(torch.equal, params, before)) and not two_dtypes.state

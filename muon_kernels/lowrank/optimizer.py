@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,15 @@ from ..coefficients import ORIGINAL, Coefficients, freeze_coefficients, resolve_
 from ..distributed.dtensors import is_dtensor
 from ..exact_state import ExactStateOptimizer
 from ..ops import apply
-from ..orthogonalize import DEFAULT_STEPS, Method, check_coefficients, check_options, orthogonalize
+from ..orthogonalize import (
+    DEFAULT_STEPS,
+    Method,
+    check_coefficients,
+    check_options,
+    default_compute_dtype,
+    orthogonalize,
+)
+from ..refusals import backend_request, check_ops
 from ..scaling import Rule, resolve_rule
 from .moments import KEYS, adam_ratio, check_state, moved_moments, new_state
 from .rank import check_max_loss, check_ranks, decide_rank, read_loss
@@ -123,7 +131,8 @@ class LowRankMuon(ExactStateOptimizer):
         Raises:
             ValueError: both arguments, a loss of several elements, an option out of its range, a state of another
                 optimizer, or a parameter or gradient that torch negates as it reads it (`x.conj().imag`).
-            RuntimeError: a sparse gradient, or one that does not match its parameter. Nothing has been changed.
+            RuntimeError: a sparse gradient, or one that does not match its parameter, or a backend that was asked for
+                by name and refuses (`BackendUnavailable`). Nothing has been changed.
         """
         if closure is not None:
             if loss is not None:
@@ -151,7 +160,9 @@ class LowRankMuon(ExactStateOptimizer):
                 old_rank = len(state["exp_avg"]) if state else 0
                 alike.setdefault((p.device, p.dtype, p.shape, old_rank), []).append(p)
         batches = []
-        for (_, _, shape, _), matrices in alike.items():
+        for (device, dtype, shape, _), matrices in alike.items():
+            if backend_request() != "auto":
+                check_ops(device, _ops(group, device, dtype))
             most = min(shape) if group["max_rank"] is None else min(group["max_rank"], *shape)
             rank = decide_rank(loss, _max_loss(group, loss), most, min(group["min_rank"], most))
             batches.append(_Batch(group, matrices, rank, resolve_rule(group["adjust_lr_fn"])(shape)))
@@ -183,6 +194,17 @@ class LowRankMuon(ExactStateOptimizer):
             weight_decay=group["weight_decay"],
             scales=[scale] * len(params),
         )
+
+
+def _ops(group: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The ops of `_step_batch` for parameters of this dtype, as `muon_kernels.refusals.ops_of_step` has them."""
+    vectors = torch.promote_types(dtype, torch.float32)
+    if group["method"] != "svd":
+        compute = group["compute_dtype"] or default_compute_dtype(device)
+        yield "normalize", (vectors, compute)
+        if resolve_coefficients(group["ns_coefficients"], group["ns_steps"]):
+            yield "chains", (compute,)
+    yield "apply", (dtype, vectors)
 
 
 def _max_loss(group: dict[str, Any], loss: float) -> float | None:
