@@ -62,7 +62,7 @@ def rate_tensor(lr: float | Tensor) -> Tensor:
 
 
 def whole(name: str, lists: list[list[Tensor]], request: str | None = None) -> Callable[..., list[bool]] | None:
-    """What the first backend has that does the work of several ops in one call, or None; see `backends.whole`.
+    """What does the work of several ops in one call, or None; see `backends.whole`.
 
     `request` defaults to what `backends.requested` says.
     """

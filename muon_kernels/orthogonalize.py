@@ -175,14 +175,7 @@ class Orthogonalizer:
         are the matrices orthogonalised. Arguments as of `run`."""
         assert self.plan is not None and self.factored
         self._run(self.plan, matrices, sumsq, into)
-        left, right = [], []
-        for x, factor in zip(self.plan.xs, self.plan.factors, strict=True):
-            assert factor is not None
-            p, q = view(self.workspace, factor), view(self.workspace, x)
-            tall = q.shape[1] > q.shape[2]
-            left.append(q if tall else p)
-            right.append(p.mT if tall else q)
-        return left, right
+        return self.plan.last_products(self.workspace)
 
     def run(
         self, matrices: Sequence[Tensor], sumsq: Tensor | None, into: Sequence[Tensor] | None = None
@@ -240,6 +233,17 @@ class ChainPlan:
     inputs: tuple[Sequence[int], ...]
     factors: tuple[Sequence[int] | None, ...]
     xs: tuple[Sequence[int], ...]
+
+    def last_products(self, workspace: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Problem lists a and b, views of the workspace: what the chains leave to be multiplied, if all of them do."""
+        left, right = [], []
+        for x, factor in zip(self.xs, self.factors, strict=True):
+            assert factor is not None
+            p, q = view(workspace, factor), view(workspace, x)
+            tall = q.shape[1] > q.shape[2]
+            left.append(q if tall else p)
+            right.append(p.mT if tall else q)
+        return left, right
 
 
 @lru_cache(maxsize=256)

@@ -53,6 +53,11 @@ class Program:
         ends = [offset + batch * stride for offset, batch, _, _, stride, _ in rows_of(self.buffers, BUFFER_FIELDS)]
         object.__setattr__(self, "end", max([0, *ends]))
 
+    @property
+    def lists(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+        """What `muon_kernels.ops.chains` is given of it, in its order."""
+        return self.buffers, self.products, self.scalars, self.chains
+
     def elements_needed(self, element_size: int) -> int:
         """Of a workspace with elements of that many bytes: behind the last buffer it has room for a 32-bit counter a
         product, where a backend may write."""

@@ -91,3 +91,47 @@ def test_every_backend_names_only_known_ops():
     for name in backends.NAMES:
         assert set(backends._backend(name).OPS) <= set(backends.OP_NAMES)
     assert set(reference.OPS) == set(backends.OP_NAMES)
+
+
+def refuse(monkeypatch, name, *ops):
+    """Makes the backend refuse these ops alone."""
+    monkeypatch.setattr(backends._backend(name), "unavailable_reason", lambda op, *_: f"no {op}" if op in ops else None)
+
+
+def test_several_ops_in_one_call_are_of_the_backend_that_would_run_them(monkeypatch):
+    device, parts = torch.device("cuda", 0), backends.WHOLE_OPS["orthogonalize"]
+    cuda, triton = (backends._backend(name).WHOLES["orthogonalize"] for name in ("cuda", "triton"))
+
+    def chosen(request):
+        return backends.whole("orthogonalize", device, (), request)
+
+    for name in ("cuda", "triton"):
+        refuse(monkeypatch, name)
+    assert chosen("auto") is chosen("cuda") is chosen("cuda,triton") is cuda
+    assert chosen("triton") is chosen("triton,reference") is chosen("triton,cuda") is triton
+    assert chosen("reference,triton") is None
+    refuse(monkeypatch, "cuda", "orthogonalize")
+    assert chosen("auto") is chosen("cuda") is chosen("cuda,triton") is None
+    refuse(monkeypatch, "cuda", "orthogonalize", *parts[1:])
+    assert chosen("auto") is chosen("cuda,triton") is None
+    refuse(monkeypatch, "cuda", "orthogonalize", *parts)
+    assert chosen("auto") is chosen("cuda,triton") is triton
+    assert chosen("cuda") is chosen("cuda,reference") is None
+    refuse(monkeypatch, "triton", "orthogonalize", *parts)
+    assert chosen("auto") is chosen("triton") is None
+
+
+def test_auto_says_who_did_not_run_several_ops_in_one_call(monkeypatch, caplog):
+    monkeypatch.setattr(backends, "_logged", set())
+    refuse(monkeypatch, "cuda", "orthogonalize", *backends.WHOLE_OPS["orthogonalize"])
+    refuse(monkeypatch, "triton")
+    with caplog.at_level("INFO", "muon_kernels"):
+        for _ in range(2):
+            backends.whole("orthogonalize", torch.device("cuda", 0), (), "auto")
+    assert caplog.messages == [f"{op} does not run on cuda: no {op}" for op in backends.WHOLE_OPS["orthogonalize"]]
+
+
+def test_what_a_backend_does_in_one_call_is_made_of_known_ops():
+    assert all(set(ops) <= set(backends.OP_NAMES) for ops in backends.WHOLE_OPS.values())
+    for name in backends.NAMES:
+        assert set(getattr(backends._backend(name), "WHOLES", {})) <= set(backends.WHOLE_OPS)

@@ -13,7 +13,7 @@ from muon_kernels import orthogonalize, use_backend
 
 pytest.importorskip("triton")
 
-from muon_kernels.backends.triton import chains, gemm_add, symm_gemm
+from muon_kernels.backends.triton import chains, gemm_add, symm_gemm, whole
 
 pytestmark = pytest.mark.gpu
 
@@ -34,7 +34,8 @@ def replays(monkeypatch):
         replay(graph)
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", seeing)
-    monkeypatch.setattr(chains, "_plans", {})
+    for module in (chains, whole):
+        monkeypatch.setattr(module, "_plans", {})
     return seen
 
 

@@ -1,4 +1,4 @@
-"""Runs triton_ops/ in Triton's interpreter, in a process of its own: it must be on before Triton is imported."""
+"""Runs tests in Triton's interpreter, in a process of its own: it must be on before Triton is imported."""
 
 import os
 import subprocess
@@ -10,16 +10,17 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-OPS = Path(__file__).with_name("triton_ops")
+HERE = Path(__file__).parent
 
 # A loop bound that is an argument becomes an int through a conversion that NumPy 2.4 no longer makes.
 INCOMPATIBLE = np.lib.NumpyVersion(np.__version__) >= "2.4.0" and triton.__version__ < "3.7"
 
 
 @pytest.mark.skipif(INCOMPATIBLE, reason="the interpreter of Triton 3.6 and older needs NumPy 2.3 or older")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that triton_ops/ runs in")
-def test_ops_in_the_interpreter():
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is a process that these run in")
+@pytest.mark.parametrize("tests", ["triton_ops", "test_orthogonalize_whole.py"])
+def test_in_the_interpreter(tests):
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(OPS)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=OPS.parent.parent)
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / tests)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parent)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

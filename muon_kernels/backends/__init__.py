@@ -27,6 +27,12 @@ NAMES = ("cuda", "triton", "reference")
 
 OP_NAMES = ("prologue", "sum_squares", "normalize", "symm_gemm", "gemm_add", "chains", "gemm_apply", "apply")
 
+WHOLE_OPS = {
+    "waves": ("prologue", "normalize", "chains", "gemm_apply"),
+    "orthogonalize": ("normalize", "chains", "gemm_add"),
+}
+"""What a backend may do in one call, and the ops that do the same."""
+
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("muon_kernels_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
 
@@ -83,16 +89,26 @@ def select(op: str, device: torch.device, lists: TensorLists) -> Callable[..., N
 
 
 def whole(name: str, device: torch.device, lists: TensorLists, request: str) -> Callable[..., list[bool]] | None:
-    """What does the work of several ops in one call, of the backend that is asked first: None if that one has no such
-    thing or cannot run it on these tensors. The ops do the same then, one by one.
+    """What does the work of several ops in one call, of the backend that the ops would run on: None if that one has no
+    such thing or cannot run it on these tensors. The ops do the same then, one by one.
+
+    That backend is the first asked that can run any of these ops on the device.
 
     Args:
-        name: "waves" or "orthogonalize", see `muon_kernels.backends.cuda_wave`.
+        name: one of WHOLE_OPS; see `muon_kernels.backends.cuda_wave` and `.triton.whole`.
         request: what `requested` says.
     """
-    first = NAMES[0] if request == "auto" else request.split(",")[0]
-    wholes = getattr(_backend(first), "WHOLES", {})
-    return wholes[name] if name in wholes and _refusal(first, name, device, lists) is None else None
+    for backend in NAMES if request == "auto" else request.split(","):
+        wholes = getattr(_backend(backend), "WHOLES", {})
+        if name in wholes and _refusal(backend, name, device, lists) is None:
+            return wholes[name]
+        for op in WHOLE_OPS[name]:
+            reason = _refusal(backend, op, device, ())
+            if reason is None:
+                return None
+            if request == "auto" and device.type == "cuda":
+                _log_once(backend, op, reason)
+    return None
 
 
 def explain(device: torch.device | str | None = None) -> str:

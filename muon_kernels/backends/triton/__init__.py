@@ -19,6 +19,9 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 
 OPS: dict[str, Callable[..., None]] = {}
 
+WHOLES: dict[str, Callable[..., list[bool]]] = {}
+"""What does the work of several ops in one call; returns that it has."""
+
 if _INSTALLED:
     import triton as _triton
 
@@ -30,6 +33,7 @@ if _INSTALLED:
     from . import prologue as _prologue
     from . import sum_squares as _sum_squares
     from . import symm_gemm as _symm_gemm
+    from . import whole as _whole
     from .launch import warm_up as warm_up
 
     OPS |= {
@@ -42,6 +46,7 @@ if _INSTALLED:
         "gemm_apply": _gemm_apply.gemm_apply,
         "apply": _apply.apply,
     }
+    WHOLES["orthogonalize"] = _whole.orthogonalize
 
 _MINIMUM_CAPABILITY = 80
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

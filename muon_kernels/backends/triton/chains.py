@@ -27,8 +27,11 @@ MOST_KEPT = 4
 _Kind = tuple[bool, bool, tuple[float, ...]]
 """Symmetric, without a summand, and the factors: what products of one launch share."""
 
+_Program = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[int, ...]]
+"""The lists of a `Program`."""
 
-class _Plan:
+
+class Planned:
     """The launches of a program, kept as they were bound: from step to step a workspace rarely moves, or it changes
     places with what was allocated beside it.
 
@@ -55,7 +58,7 @@ class _Plan:
         return replay
 
 
-_plans: dict[tuple[Any, ...], _Plan] = {}
+_plans: dict[tuple[Any, ...], Planned] = {}
 
 
 def chains(
@@ -63,11 +66,14 @@ def chains(
 ) -> None:
     """See `muon_kernels.ops.chains`."""
     space = workspace[0]
-    program = (tuple(buffers), tuple(products), tuple(scalars), tuple(chains))
-    key = (*program, space.dtype, space.device, space.data_ptr() % ALIGNMENT)
     with on_device(space.device):
-        plan = kept(_plans, MOST_PLANS, key, lambda: _Plan(list(_plan(space, *program))))
-        plan.bind(space).run(space.device)
+        planned(space, (tuple(buffers), tuple(products), tuple(scalars), tuple(chains))).bind(space).run(space.device)
+
+
+def planned(space: Tensor, program: _Program) -> Planned:
+    """The plan of a program for workspaces like `space`, on the current device."""
+    key = (*program, space.dtype, space.device, space.data_ptr() % ALIGNMENT)
+    return kept(_plans, MOST_PLANS, key, lambda: Planned(list(_plan(space, *program))))
 
 
 def _plan(

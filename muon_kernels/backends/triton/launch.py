@@ -38,6 +38,8 @@ _compiled: dict[tuple[Hashable, ...], Any] = {}
 
 Plan = TypeVar("Plan")
 
+Hook = Callable[[Any], None] | None
+
 Allocator = Callable[[int, int, int | None], Tensor]
 """Of bytes, their alignment and a stream: what Triton asks for scratch memory at a launch."""
 
@@ -73,19 +75,14 @@ class Launch(NamedTuple):
         """The launch with these arguments, of the looks that it was planned for."""
         return self._replace(arguments=self.arguments | arguments)
 
-    def run(self) -> None:
-        """Enqueues the kernel on the current stream of the current device."""
-        if INTERPRETED:
-            self.kernel[self.grid](**self.arguments)
-            return
+    def enqueue(self, stream: int, enter: Hook, leave: Hook) -> None:
+        """Enqueues the kernel on a stream of the current device, between Triton's hooks."""
         compiled = self.compile()
         if hasattr(compiled, "result"):  # compiled under triton.AsyncCompileMode
             compiled = compiled.result()
         # As JITFunction.run does, but for metadata that no hook asks for: they take longer to make than the rest.
         x, y, z = (*self.grid, 1, 1)[:3]
-        stream = driver.active.get_current_stream(driver.active.get_current_device())
         arguments = self.arguments.values()
-        enter, leave = hooks()
         metadata = compiled.launch_metadata((x, y, z), stream, *arguments) if enter or leave else None
         run = compiled.run  # loads the kernel
         run(x, y, z, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *arguments)
@@ -153,11 +150,17 @@ def run(launches: Iterable[Launch], device: torch.device, allocate: Allocator = 
 def _enqueue(launches: Iterable[Launch], allocate: Allocator) -> None:
     """Runs the launches; in a context of its own, where Triton's allocator can be ours and the caller's stays his."""
     triton.set_allocator(allocate)
+    if INTERPRETED:
+        for launch in launches:
+            launch.kernel[launch.grid](**launch.arguments)
+        return
+    stream = driver.active.get_current_stream(driver.active.get_current_device())
+    enter, leave = hooks()
     for launch in launches:
-        launch.run()
+        launch.enqueue(stream, enter, leave)
 
 
-def hooks() -> list[Callable[[Any], None] | None]:
+def hooks() -> list[Hook]:
     """Triton's hooks before and after a launch, if they are set: chains of functions, or in their place a function."""
     runtime = triton.knobs.runtime
     return [

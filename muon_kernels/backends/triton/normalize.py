@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,8 +25,8 @@ _TINY = tl.constexpr(1.1754943508222875e-38)
 """float32's smallest normal number."""
 
 
-class _Plan(NamedTuple):
-    """The launches of an entry, for `bind`.
+class Planned(NamedTuple):
+    """The launches of an entry.
 
     parts: sums of each matrix, which `sum_parts` writes if they are not given.
     """
@@ -35,8 +35,15 @@ class _Plan(NamedTuple):
     sum_parts: Launch | None
     normalize: Launch
 
+    def bind(self, x: Any, out: Any, sums: Any, first: int, eps: float, safety_factor: float) -> Iterator[Launch]:
+        """The launches on these pointers, with the sums from `first` on."""
+        if self.sum_parts is not None:
+            yield self.sum_parts.bind({"x": x, "partials": sums})
+        options = {"first": first, "eps": float(eps), "safety_factor": float(safety_factor)}
+        yield self.normalize.bind({"x": x, "out": out, "sums": sums, **options})
 
-_plans: dict[tuple[Hashable, ...], _Plan] = {}
+
+_plans: dict[tuple[Hashable, ...], Planned] = {}
 
 
 def normalize(xs: list[Tensor], sumsq: Tensor | None, outs: list[Tensor], *, eps: float, safety_factor: float) -> None:
@@ -52,18 +59,18 @@ def plan(
     first = 0
     for x, out in zip(xs, outs, strict=True):
         if x.numel():
-            planned = kept(_plans, MOST_PLANS, looks(x, out, *given), partial(_plan, x, out, *given))
-            if planned.sum_parts is None:
-                (sums,) = given
-            else:
-                sums = torch.empty((x.shape[0], planned.parts), dtype=torch.float64, device=x.device)
-                yield planned.sum_parts.bind({"x": x, "partials": sums})
-            arguments = {"x": x, "out": out, "sums": sums, "eps": float(eps), "safety_factor": float(safety_factor)}
-            yield planned.normalize.bind(arguments | {"first": first} if given else arguments)
+            entry = planned(x, out, *given)
+            sums = given[0] if given else torch.empty((len(x), entry.parts), dtype=torch.float64, device=x.device)
+            yield from entry.bind(x, out, sums, first if given else 0, eps, safety_factor)
         first += x.shape[0]
 
 
-def _plan(x: Tensor, out: Tensor, given: Tensor | None = None) -> _Plan:
+def planned(x: Tensor, out: Tensor, *given: Tensor) -> Planned:
+    """The launches of an entry that looks like this, with its sums if they are given."""
+    return kept(_plans, MOST_PLANS, looks(x, out, *given), partial(_plan, x, out, *given))
+
+
+def _plan(x: Tensor, out: Tensor, given: Tensor | None = None) -> Planned:
     count = sum_squares.parts(x) if given is None else 1
     sums = torch.empty((x.shape[0], count), dtype=torch.float64, device=x.device) if given is None else given
     matrix = tiles(x.shape[1:], x.stride()[1:], out.stride()[1:])
@@ -84,7 +91,7 @@ def _plan(x: Tensor, out: Tensor, given: Tensor | None = None) -> _Plan:
         "TILE_COLS": matrix.tile[1],
     }
     launch = Launch(normalize_kernel, (x.shape[0] * matrix.count,), arguments, WARPS, free=("first", "parts"))
-    return _Plan(
+    return Planned(
         count,
         sum_squares.sum_parts(x, sums).plan("x", "partials") if given is None else None,
         launch.plan("x", "out", "sums"),
