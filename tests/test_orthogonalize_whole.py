@@ -23,7 +23,7 @@ SHAPES = (
 )
 """Wide, tall, many, of odd sides, single rows and columns, and one whose norm takes more than a cluster."""
 
-SIZE = 5 if INTERPRETED else 100
+SIZE = 5 if INTERPRETED else 104
 """What sides are multiples of where a test needs but one shape."""
 
 WITHOUT_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
