@@ -87,16 +87,7 @@ _plans: dict[tuple[Hashable, ...], _Plan] = {}
 def orthogonalize(
     plan: ChainPlan, xs: list[Tensor], outs: list[Tensor], *, eps: float, safety_factor: float
 ) -> list[bool]:
-    """What `normalize`, `chains` and `gemm_add` of `muon_kernels.ops` do one after the other, bit for bit.
-
-    Args:
-        plan: of float16 chains that all leave a last product.
-        xs: problem list in the order of the plan's groups.
-        outs: problem list like `xs` in shape, overwritten.
-
-    Returns:
-        That it was done.
-    """
+    """See `muon_kernels.backends.cuda_wave.orthogonalize`; nothing is refused here."""
     device = outs[0].device
     with on_device(device):
         planned = kept(_plans, MOST_PLANS, (plan, *looks(*xs, *outs)), partial(_Plan, plan, xs, outs))
