@@ -16,11 +16,24 @@ HERE = Path(__file__).parent
 INCOMPATIBLE = np.lib.NumpyVersion(np.__version__) >= "2.4.0" and triton.__version__ < "3.7"
 
 
+SUITES = ("triton_ops", "test_orthogonalize_whole.py")
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """One for each of SUITES, side by side: the interpreter has a core to itself and the longest decides."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE.parent}
+    started = {tests: subprocess.Popen([*command, str(HERE / tests)], env=environment, **options) for tests in SUITES}
+    yield started
+    for process in started.values():
+        process.kill()
+
+
 @pytest.mark.skipif(INCOMPATIBLE, reason="the interpreter of Triton 3.6 and older needs NumPy 2.3 or older")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is a process that these run in")
-@pytest.mark.parametrize("tests", ["triton_ops", "test_orthogonalize_whole.py"])
-def test_in_the_interpreter(tests):
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / tests)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parent)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+@pytest.mark.parametrize("tests", SUITES)
+def test_in_the_interpreter(tests, processes):
+    output, _ = processes[tests].communicate()
+    assert processes[tests].returncode == 0, output[-7000:]
