@@ -28,7 +28,7 @@ CASES = list(product(GROUPS, ("standard", "gram", "squaring"), (torch.float16, t
 TOLERANCES = {torch.float16: 0.05, torch.bfloat16: 0.4}
 """Of a result's distance from float64's over its length: a few times what was seen (0.012 and 0.10, on a CPU)."""
 
-REPEATS = 2  # the second finds another's memory
+REPEATS = 2  # the second finds what the first left in the scratch memory
 
 
 def run(groups: list[tuple[int, int, int]], method: str, dtype: torch.dtype, device: str, backend: str) -> float:
@@ -36,18 +36,17 @@ def run(groups: list[tuple[int, int, int]], method: str, dtype: torch.dtype, dev
     torch.manual_seed(0)
     matrices = [torch.randn(shape).bfloat16() for shape in groups]
 
-    def chain(compute: torch.dtype, where: str, name: str) -> list[Tensor]:
-        options = {"method": method, "compute_dtype": compute, "device": torch.device(where)}
+    def chain(xs: list[Tensor], compute: torch.dtype, name: str) -> list[Tensor]:
+        options = {"method": method, "compute_dtype": compute, "device": xs[0].device}
         made = Orthogonalizer(groups, resolve_coefficients("quintic", 5), **options)
         with use_backend(name):
             for _ in range(REPEATS):
-                results = made.run(
-                    [x.to(where, torch.float64 if compute == torch.float64 else x.dtype) for x in matrices], None
-                )
+                results = made.run(xs, None)
         return [x.cpu().double() for x in results]
 
-    pairs = zip(chain(dtype, device, backend), chain(torch.float64, "cpu", "reference"), strict=True)
-    return max(float((x - exact).norm() / exact.norm()) for x, exact in pairs)
+    found = chain([x.to(device) for x in matrices], dtype, backend)
+    expected = chain([x.double() for x in matrices], torch.float64, "reference")
+    return max(float((x - exact).norm() / exact.norm()) for x, exact in zip(found, expected, strict=True))
 
 
 def main() -> None:

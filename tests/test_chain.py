@@ -1,5 +1,6 @@
 """The chains against the same polynomial in float64, over a zoo of spectra, and against plain torch's accuracy."""
 
+import kernel_chains
 import pytest
 import torch
 
@@ -143,3 +144,9 @@ def test_the_whole_factor_is_the_polynomial_too(side, rows):
     for actual, matrix in zip(view(workspace, buffers[result.buffer]), g, strict=True):
         expected = polynomial_oracle(matrix, rows)
         assert (actual - expected).norm() <= 1e-10 * expected.norm()
+
+
+@pytest.mark.parametrize(("groups", "method", "dtype"), kernel_chains.CASES[6:12])
+def test_what_sanitizers_run(groups, method, dtype):
+    """The small groups of tests/kernel_chains.py, on the reference."""
+    assert kernel_chains.run(groups, method, dtype, "cpu", "reference") < kernel_chains.TOLERANCES[dtype]

@@ -23,8 +23,8 @@ SHAPES = (
 )
 """Wide, tall, many, of odd sides, single rows and columns, and one whose norm takes more than a cluster."""
 
-SIZE = 5 if INTERPRETED else 104
-"""What sides are multiples of where a test needs but one shape."""
+SIZE = 5 if INTERPRETED else 100
+"""What sides are multiples of where a test needs but one shape: odd multiples are none of 8."""
 
 WITHOUT_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
@@ -109,7 +109,7 @@ def test_the_bits_of_the_ops(dtype, options, backend, calls, monkeypatch):
 
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
 def test_any_dtype_of_the_result(out_dtype, backend, calls, monkeypatch):
-    x = torch.randn(2, SIZE, 2 * SIZE, device=DEVICE)
+    x = torch.randn(2, 2 * SIZE, 4 * SIZE, device=DEVICE)  # the CUDA products write float16 in multiples of 8
     actual = in_one(x, out_dtype=out_dtype)
     assert actual.dtype == out_dtype and actual.isfinite().all()
     assert torch.equal(actual, by_ops(x, monkeypatch, out_dtype=out_dtype))

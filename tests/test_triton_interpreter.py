@@ -21,7 +21,7 @@ SUITES = ("triton_ops", "test_orthogonalize_whole.py")
 
 @pytest.fixture(scope="module")
 def processes():
-    """One for each of SUITES, side by side: the interpreter has a core to itself and the longest decides."""
+    """One for each of SUITES, side by side: each keeps one core busy."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE.parent}
