@@ -34,13 +34,14 @@ class Promise:
 
     rows: (a, b, c) of every step.
     stages: those of a squaring chain, which follow.
-    norm_factor: the Frobenius norm is taken this much larger.
-    rescale: "frobenius", or "aol" for rows divided by the root of their Gram matrix's absolute row sums.
+    norm_factor: the norm is taken this much larger.
+    rescale: "frobenius", "schatten4", the root of the Gram matrix's Frobenius norm, or "aol" for rows divided by the
+        root of their Gram matrix's absolute row sums.
     """
 
     rows: tuple[Row, ...]
     norm_factor: float = 1.0
-    rescale: Literal["frobenius", "aol"] = "frobenius"
+    rescale: Literal["frobenius", "schatten4", "aol"] = "frobenius"
     stages: tuple[Stage, ...] = ()
 
     def evaluate(self, g: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +51,11 @@ class Promise:
         if self.rescale == "aol":
             x = x * (x @ x.mT).abs().sum(-1, keepdim=True).rsqrt()
         else:
-            x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) * self.norm_factor)
+            norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+            if self.rescale == "schatten4":
+                exact = (x / norm).double()
+                norm = norm * torch.linalg.vector_norm(exact @ exact.mT, dim=(-2, -1), keepdim=True).sqrt().to(x.dtype)
+            x = x / (norm * self.norm_factor)
         x = x.to(dtype)
         for a, b, c in self.rows:
             gram = x @ x.mT

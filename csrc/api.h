@@ -153,6 +153,10 @@ struct GemmItem {
   float alpha;
   float beta;
   float delta;
+  // Of the problem's own gram_norms, or data is null: then alpha, beta and delta are multiplied by these powers of each
+  // matrix's gain. For symm_gemm only.
+  MatrixBatch norms;
+  int powers[3];
 };
 
 constexpr int kTileBySizes = -1;  // choose_gemm_tile decides
@@ -186,6 +190,20 @@ struct GemmApplyItem {
 cudaError_t launch_gemm_apply_sm90(const GemmApplyItem* items, int64_t count, const ApplyArgs& args, bool overwrite,
                                    cudaStream_t stream);
 
+// ---- gram_norms: what tells by how much an X may be larger than divided by its Frobenius norm, from XX' ------------------
+
+constexpr int64_t kNormRows = 32;  // rows of a Gram matrix in a pair of numbers
+
+// A symmetric gram [side, side], with zeros or anything else behind its rows, and norms [2, ceil(side / kNormRows)], both
+// with unit column stride: numbers whose squares add up to the square of gram's Frobenius norm, and numbers that add up to
+// its trace. The matrix's gain is sqrt(trace / Frobenius norm), 0 if that is 0.
+struct GramNormsItem {
+  int64_t batch;
+  int64_t side;
+  MatrixBatch gram;
+  MatrixBatch norms;
+};
+
 // The tile shape for these items on a device of so many multiprocessors: a function of the sizes only.
 int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors);
 
@@ -205,14 +223,19 @@ struct ChainOperand {
   bool transposed;
 };
 
+enum class ProductKind : int { kGemmAdd = 0, kSymmGemm = 1, kGramNorms = 2 };
+
 // out = alpha A B + beta C + delta * I. A symmetric product is X times its own transpose, or one of two symmetric matrices
-// that commute; delta is for those only.
+// that commute; delta, norms and powers (GemmItem) are for those only. kGramNorms writes those of A to out.
 struct ChainProduct {
-  bool symmetric;
-  ChainOperand a, b, c, out;
+  ProductKind kind;
+  ChainOperand a, b, c, out, norms;
   float alpha, beta, delta;
+  int powers[3];
 };
 
+// Norms are scratch: they may not be there after the chain.
+//
 // Buffers may overlap; what a product reads from one was written through the same one, or was there at the start. Of what
 // a chain writes, that is there afterwards which no later product overwrote, but for scratch: a buffer that begins inside
 // an earlier one is lost once it has been read.

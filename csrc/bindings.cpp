@@ -231,10 +231,17 @@ std::vector<ChainItem> chain_items(const std::vector<int64_t>& buffers, const st
     for (int64_t j = 0; j < chains[i]; ++j, buffer += 6) {
       item.buffers.push_back({buffer[0], buffer[2], buffer[3], buffer[4], buffer[5]});
     }
-    for (int64_t j = 0; j < chains[i + 1]; ++j, product += 5, scalar += 3) {
-      item.products.push_back({product[0] != 0, operand(product[1]), operand(product[2]), operand(product[3]),
-                               operand(product[4]), static_cast<float>(scalar[0]), static_cast<float>(scalar[1]),
-                               static_cast<float>(scalar[2])});
+    for (int64_t j = 0; j < chains[i + 1]; ++j, product += 9, scalar += 3) {
+      item.products.push_back({static_cast<ProductKind>(product[0]),
+                               operand(product[1]),
+                               operand(product[2]),
+                               operand(product[3]),
+                               operand(product[4]),
+                               operand(product[5]),
+                               static_cast<float>(scalar[0]),
+                               static_cast<float>(scalar[1]),
+                               static_cast<float>(scalar[2]),
+                               {static_cast<int>(product[6]), static_cast<int>(product[7]), static_cast<int>(product[8])}});
     }
     items.push_back(std::move(item));
   }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -19,17 +20,29 @@ from .workspace import padded
 BUFFER_FIELDS = 6
 """Integers a buffer: offset, batch, rows, cols, batch stride, row stride; in elements."""
 
-PRODUCT_FIELDS = 5
-"""Integers a product: symmetric, then the operands a, b, c, out. An operand is twice the number of its buffer,
-plus one if it is transposed; -1 stands for none."""
+PRODUCT_FIELDS = 9
+"""Integers a product: its `Kind`, the operands a, b, c, out, norms, and the powers of the matrix's gain that alpha,
+beta and delta are multiplied by, 0 without norms. An operand is twice the number of its buffer, plus one if it is
+transposed; -1 stands for none."""
 
 SCALAR_FIELDS = 3
 """Numbers a product: alpha, beta, delta."""
+
+NORM_ROWS = 32
+"""Rows of a matrix in a pair of numbers that `ProgramBuilder.gram_norms` writes."""
 
 COUNTER_SIZE = 4
 """Bytes of what a backend may count in for a product."""
 
 NONE = -1
+
+
+class Kind(IntEnum):
+    """What a product computes; `ProgramBuilder` has a method for each."""
+
+    GEMM_ADD = 0
+    SYMM_GEMM = 1
+    GRAM_NORMS = 2
 
 
 @dataclass(frozen=True)
@@ -128,13 +141,31 @@ class ProgramBuilder:
         c: Operand | None = None,
         beta: float = 0.0,
         delta: float = 0.0,
+        norms: Operand | None = None,
+        powers: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        """out <- alpha a b + beta c + delta I; b is the transpose of a, or both are symmetric and commute."""
-        self._product(True, a, b, c, out, (alpha, beta, delta))
+        """out <- alpha a b + beta c + delta I; b is the transpose of a, or both are symmetric and commute.
+
+        norms: of `gram_norms`. alpha, beta and delta are multiplied by these `powers`, not negative, of each matrix's
+            gain.
+        """
+        self._product(Kind.SYMM_GEMM, a, b, c, out, (alpha, beta, delta), norms, powers)
 
     def gemm_add(self, a: Operand, b: Operand, out: Operand, *, c: Operand | None = None, beta: float = 0.0) -> None:
         """out <- a b + beta c."""
-        self._product(False, a, b, c, out, (1.0, beta, 0.0))
+        self._product(Kind.GEMM_ADD, a, b, c, out, (1.0, beta, 0.0))
+
+    def gram_norms(self, gram: Operand) -> Operand:
+        """What tells the gain of an X from its Gram matrix XX^T: by how much its Frobenius norm exceeds its Schatten-4
+        norm, the fourth root of the sum of its singular values' fourth powers, which bounds them as well.
+
+        The gain is sqrt(tr XX^T / ||XX^T||_F), between 1 and the fourth root of the side; that of the zero matrix is 0.
+        Written are for every `NORM_ROWS` rows of XX^T a number whose squares add up to ||XX^T||_F^2, and, as a second
+        row, one of those that add up to the trace. They are scratch: a backend may keep the gain elsewhere.
+        """
+        norms = self.buffer(2, -(-gram.rows // NORM_ROWS))
+        self._append(Kind.GRAM_NORMS, (gram, None, None, norms, None), (0, 0, 0), (1.0, 0.0, 0.0))
+        return norms
 
     def build(self) -> Program:
         # A chain that has no product here may have one in another program on the same workspace.
@@ -144,17 +175,28 @@ class ProgramBuilder:
 
     def _product(
         self,
-        symmetric: bool,
+        kind: Kind,
         a: Operand,
         b: Operand,
         c: Operand | None,
         out: Operand,
         scalars: tuple[float, float, float],
+        norms: Operand | None = None,
+        powers: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         assert (a.rows, a.cols, b.cols) == (out.rows, b.rows, out.cols), (a, b, out)
         assert c is None or c[1:] == out[1:], (c, out)
-        operands = (NONE if x is None else 2 * x.buffer + x.transposed for x in (a, b, c, out))
-        self.products += (symmetric, *operands)
+        assert norms is not None or not any(powers), powers
+        self._append(kind, (a, b, c, out, norms), powers, scalars)
+
+    def _append(
+        self,
+        kind: Kind,
+        operands: tuple[Operand | None, ...],
+        powers: tuple[int, int, int],
+        scalars: tuple[float, float, float],
+    ) -> None:
+        self.products += (int(kind), *(NONE if x is None else 2 * x.buffer + x.transposed for x in operands), *powers)
         self.scalars += scalars
         self.chains[-1] += 1
 

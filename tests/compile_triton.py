@@ -26,9 +26,20 @@ from triton.runtime import driver
 
 from muon_kernels.backends import configs
 from muon_kernels.backends.configs import GemmConfig
-from muon_kernels.backends.triton import apply, gemm, gemm_add, gemm_apply, normalize, prologue, sum_squares, symm_gemm
+from muon_kernels.backends.triton import (
+    apply,
+    gemm,
+    gemm_add,
+    gemm_apply,
+    gram_norms,
+    normalize,
+    prologue,
+    sum_squares,
+    symm_gemm,
+)
 from muon_kernels.backends.triton.elementwise import MAX_TENSORS
 from muon_kernels.backends.triton.launch import Launch
+from muon_kernels.program import NORM_ROWS
 
 ALLOWED_SPILL = 64
 """Bytes. On sm100 symm_gemm with a summand spills 32 outside its loop, where a whole tile is in registers."""
@@ -101,10 +112,27 @@ def products(config: GemmConfig, dtype: torch.dtype) -> Iterator[Launch]:
             gram = torch.empty(2, 256, 256, dtype=dtype)
             yield from symm_gemm.plan([x], [x.mT], [], [gram], alpha=1.0, beta=0.0, delta=0.0)
             yield from symm_gemm.plan([gram], [gram], [gram], [gram], alpha=2.0, beta=0.5, delta=0.0)
+            yield from gained([gram])
             yield from gemm_add.plan([gram], [x], [x], [x], alpha=2.0, beta=0.5)
             yield from gemm_add.plan([gram], [x], [], [x.float()], alpha=1.0, beta=0.0)
             rows, cols = torch.empty(256, 1024), torch.empty(1024, 256, dtype=torch.bfloat16).mT
             yield from stepped([gram], [x], [rows if x.is_contiguous() else cols] * 2)
+
+
+def gained(grams: list[Tensor]) -> Iterator[Launch]:
+    """Products with powers of gains, as squaring makes them."""
+    norms = [x.new_empty(len(x), 2, triton.cdiv(x.shape[1], NORM_ROWS)) for x in grams]
+    for powers in ((4, 2, 0), (1, 1, 1)):
+        options = {"alpha": 2.0, "beta": 0.5, "delta": 1.0, "norms": norms, "powers": powers}
+        yield from symm_gemm.plan(grams, grams, grams, grams, **options)
+
+
+def norms_of_grams(dtype: torch.dtype) -> Iterator[Launch]:
+    """Of matrices whose rows are loaded 16 bytes at a time, and of as many others as a launch takes."""
+    for sides in ([256], [33 + 2 * i for i in range(gemm.MAX_ENTRIES)]):
+        grams = [torch.empty(2, side, side, dtype=dtype) for side in sides]
+        outs = [torch.empty(2, 2, triton.cdiv(side, NORM_ROWS), dtype=dtype) for side in sides]
+        yield from gram_norms.plan(grams, outs)
 
 
 def stepped(a: list[Tensor], b: list[Tensor], params: list[Tensor]) -> Iterator[Launch]:
@@ -120,6 +148,7 @@ def mixed_products(dtype: torch.dtype) -> Iterator[Launch]:
     xs = [torch.empty(2, 33 + 2 * i, 71, dtype=dtype) for i in range(gemm.MAX_ENTRIES)]
     grams = [torch.empty(2, x.shape[1], x.shape[1], dtype=dtype) for x in xs]
     yield from symm_gemm.plan(xs, [x.mT for x in xs], grams, grams, alpha=1.0, beta=0.0, delta=0.0)
+    yield from gained(grams)
     yield from gemm_add.plan(grams, xs, xs, xs, alpha=1.0, beta=0.0)
     yield from stepped(grams, xs, [torch.empty(x.shape[1:]) for x in xs for _ in range(2)])
     matrices = torch.empty(MAX_TENSORS, 64, 64, dtype=dtype)
@@ -156,6 +185,7 @@ def every_launch(sm: int) -> Iterator[Launch]:
                     if launch.kernel.__name__.startswith(op):
                         yield launch
         yield from mixed_products(dtype)
+        yield from norms_of_grams(dtype)
         yield from elementwise(dtype)
 
 

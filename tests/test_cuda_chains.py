@@ -73,7 +73,7 @@ def result(chain):
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
-@pytest.mark.parametrize("method", ["standard", "gram", "squaring"])
+@pytest.mark.parametrize("method", ["standard", "gram"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_bits_of_product_after_product(dtype, method, groups):
     chain, fill = filled(groups, method, dtype)
@@ -84,16 +84,37 @@ def test_bits_of_product_after_product(dtype, method, groups):
             assert torch.equal(one, other) and other.isfinite().all()
 
 
-@pytest.mark.parametrize("groups", ODD, ids=str)
-@pytest.mark.parametrize("method", ["standard", "gram", "squaring"])
-def test_sizes_are_free(method, groups):
-    chain, fill = filled(groups, method, torch.float16)
+def assert_near_the_reference(chain, fill, tolerance=lambda side: 2e-2):
     with use_backend("reference"):
         plain = result(chain)
     fill()
     with use_backend("cuda"):
         for one, other in zip(result(chain), plain, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=2e-2 * other.abs().max().item())
+            atol = tolerance(min(other.shape[1:])) * other.abs().max().item()
+            torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("groups", ODD, ids=str)
+@pytest.mark.parametrize("method", ["standard", "gram", "squaring"])
+def test_sizes_are_free(method, groups):
+    assert_near_the_reference(*filled(groups, method, torch.float16))
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+def test_chains_with_gains(groups):
+    """Those of squaring, as the op `symm_gemm` knows no gains: near the reference, and the same bits again.
+
+    Rounded as the kernels do, emulated on a CPU, over 150 draws: 0.013 apart at most, but 8 x 8 up to 0.077.
+    """
+    chain, fill = filled(groups, "squaring", torch.float16)
+    assert_near_the_reference(chain, fill, lambda side: 2e-2 if side > 8 else 0.1)
+    runs = []
+    for _ in range(2):
+        fill()
+        with use_backend("cuda"):
+            runs.append(run(chain))
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one, other) and one.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(192, 192), (128, 384), (384, 128), (131, 200)], ids=str)
@@ -113,9 +134,10 @@ def test_errs_no_more_than_plain_torch(preset, method, shape):
         assert_error_ratio(ours, plain, oracle, factor=3.0 if method == "gram" else 1.0, floor=4e-3)
 
 
-def test_a_matrix_has_the_same_bits_alone_and_in_company():
-    chain, _ = filled([(9, 256, 640), (4, 128, 128)], "auto", torch.float16)
-    alone, _ = filled([(1, 256, 640)], "auto", torch.float16)
+@pytest.mark.parametrize("method", ["auto", "squaring"])
+def test_a_matrix_has_the_same_bits_alone_and_in_company(method):
+    chain, _ = filled([(9, 256, 640), (4, 128, 128)], method, torch.float16)
+    alone, _ = filled([(1, 256, 640)], method, torch.float16)
     view(alone.workspace, alone.plan.normalised[0])[0].copy_(view(chain.workspace, chain.plan.normalised[0])[5])
     with use_backend("cuda"):
         assert torch.equal(run(alone)[0][0], run(chain)[0][5])

@@ -39,8 +39,9 @@ def plans(planner, program):
         numbers = [buffers[0][1], own, length]
         for offset, _, *rest in buffers[:own]:
             numbers += (offset, *rest)
-        for (symmetric, *operands), factors in zip(products[:length], scalars[:length], strict=True):
-            numbers += (int(symmetric), *(n for x in operands for n in (x // 2, int(x > 0 and x % 2))), *factors)
+        for (kind, *codes), factors in zip(products[:length], scalars[:length], strict=True):
+            operands, powers = codes[:5], codes[5:]
+            numbers += (kind, *(n for x in operands for n in (x // 2, int(x > 0 and x % 2))), *powers, *factors)
         text = subprocess.run([planner], input=" ".join(map(str, numbers)), capture_output=True, text=True, check=True)
         lines = [line.split() for line in text.stdout.splitlines()]
         yield [(kind, [float(x) if "." in x or "e" in x else int(x) for x in rest]) for kind, *rest in lines]
@@ -52,6 +53,7 @@ class Block:
 
     def __init__(self, size):
         self.memory = torch.full((size // 2,), math.nan, dtype=torch.float64)
+        self.gain = 1.0
 
     def matrix(self, offset, box_stride, rows, cols):
         """A copy of a matrix without what fills it up, which must be zeros, and the function that writes it."""
@@ -66,9 +68,14 @@ class Block:
 
         return where.transpose(0, 1).reshape(where.shape[1], -1)[:rows, :cols], write
 
+    def find_gain(self, numbers):
+        gram = self.matrix(*numbers[:2], numbers[2], numbers[2])[0]
+        self.gain = float((gram.trace() / gram.norm()).sqrt())
+
     def multiply(self, numbers):
         places = rows_of(numbers[:8], 2)
-        m, n, k, a_is_mn_major, b_is_mn_major, has_c, symmetric, alpha, beta, delta = numbers[8:]
+        m, n, k, a_is_mn_major, b_is_mn_major, has_c, symmetric, *factors, p, q, r = numbers[8:]
+        alpha, beta, delta = (x * self.gain**power for x, power in zip(factors, (p, q, r), strict=True))
         a = self.matrix(*places[0], *((k, m) if a_is_mn_major else (m, k)))[0]
         b = self.matrix(*places[1], *((k, n) if b_is_mn_major else (n, k)))[0]
         result = alpha * (a.mT if a_is_mn_major else a) @ (b if b_is_mn_major else b.mT) + delta * torch.eye(m, n)
@@ -82,9 +89,12 @@ def run(lines, workspace, batch):
     size = next(numbers[0] for kind, numbers in lines if kind == "shared")
     for index in range(batch):
         block = Block(size)
-        for kind, numbers in sorted(lines, key=lambda line: ("shared", "load", "product", "store").index(line[0])):
+        order = {"shared": 0, "load": 1, "gain": 2, "product": 2, "store": 3}
+        for kind, numbers in sorted(lines, key=lambda line: order[line[0]]):
             if kind == "product":
                 block.multiply(numbers)
+            elif kind == "gain":
+                block.find_gain(numbers)
             elif kind != "shared":
                 shared, (rows, cols, offset, batch_stride, row_stride) = numbers[:2], numbers[2:]
                 there = view(workspace, (offset, batch, rows, cols, batch_stride, row_stride))[index]
@@ -145,6 +155,18 @@ def test_does_the_gram_matrices_of_preconditioning(planner):
 def test_which_chains_are_small(planner, shape, small, method):
     (lines,) = plans(planner, plan_of([(2, *shape)], method, torch.float16).program)
     assert bool(lines) == small
+
+
+def test_only_the_gain_that_was_found_last_is_there(planner):
+    for chosen, small in ((0, False), (1, True)):
+        build = ProgramBuilder(2)
+        build.chain(2)
+        x, gram, square = build.buffer(64, 64), build.buffer(64, 64), build.buffer(64, 64)
+        build.symm_gemm(x, x.mT, gram)
+        norms = [build.gram_norms(gram), build.gram_norms(gram)]
+        build.symm_gemm(gram, gram, square, norms=norms[chosen], powers=(4, 0, 0))
+        (lines,) = plans(planner, build.build())
+        assert bool(lines) == small
 
 
 def test_two_blocks_fit_on_a_multiprocessor(planner):

@@ -1,31 +1,42 @@
 """method="squaring": against its polynomial in float64, in 16 bit beside plain chains, and what it refuses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from muon_kernels import Muon, orthogonalize
+from muon_kernels.backends.products import gain, gram_norms
 from muon_kernels.compat import to_torch
 from muon_kernels.ops import chains
 from muon_kernels.orthogonalize import scratch_bytes
-from muon_kernels.program import BUFFER_FIELDS, COUNTER_SIZE, PRODUCT_FIELDS, ProgramBuilder, rows_of, view
-from muon_kernels.squaring import STAGES, squaring_chain, squaring_map
+from muon_kernels.program import (
+    BUFFER_FIELDS,
+    COUNTER_SIZE,
+    NORM_ROWS,
+    PRODUCT_FIELDS,
+    Kind,
+    ProgramBuilder,
+    rows_of,
+    view,
+)
+from muon_kernels.squaring import STAGES, schatten4, squaring_chain, squaring_map
 from muon_kernels.testing import SPECTRA, assert_error_ratio, matrix_with_spectrum
 
-BAND, SLOPE = 0.1435, 827.1
+BAND, SLOPE = 0.1889, 646.2
 SHAPES = [(48, 48), (32, 96), (96, 32), (33, 71), (71, 40)]
 
 
-def oracle(g):
-    """The polynomial applied to the singular values of a matrix divided by its Frobenius norm, and the polar factor."""
+def oracle(g, damping=1.0):
+    """The polynomial applied to the singular values of a matrix divided by its Schatten-4 norm, times `damping`."""
     u, s, vh = torch.linalg.svd(g, full_matrices=False)
-    return (u * squaring_map(s / s.norm())) @ vh
+    return (u * squaring_map(damping * s / schatten4(s))) @ vh
 
 
 def plain_chain(g, dtype):
     """The textbook form in plain torch: every term added, every result rounded to `dtype`."""
-    x = (g / g.norm()).to(dtype)
+    x = (g / schatten4(torch.linalg.svdvals(g))).to(dtype)
     x = x.mT if x.shape[0] > x.shape[1] else x
     for stage in STAGES:
         ms = [stage.gram * (x @ x.mT)]
@@ -54,10 +65,10 @@ def test_it_is_the_polynomial(dtype, shape):
 
 
 # Rounding a shift moves all eigenvalues together, and that shows where many are equal. In units of the textbook form's
-# error, over five draws of the zoo up to 256 x 256: at most 4.2 in float16 and 2.9 in bfloat16 (6.3 and 9.0 on flat
-# spectra, where the floor of four roundings covers it), 1.7 in float32.
+# error, over five draws of the zoo up to 256 x 256: at most 2.4 in float16, 3.7 in bfloat16 (5.3 on flat spectra, where
+# the floor of four roundings covers it) and 2.1 in float32; over forty of these shapes 3.7, 6.7 and 2.4.
 @pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32), (64, 72)])
-@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 2.0), (torch.float16, 5.0), (torch.bfloat16, 4.0)])
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 3.0), (torch.float16, 4.0), (torch.bfloat16, 4.0)])
 def test_rounding(dtype, factor, shape):
     for spectrum in SPECTRA.values():
         g = matrix_with_spectrum(*shape, spectrum(min(shape)))
@@ -68,13 +79,21 @@ def test_rounding(dtype, factor, shape):
 
 @pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32), (128, 128)])
 def test_nearer_to_the_polar_factor_than_the_original_coefficients(shape):
-    """In float16, beside those in bfloat16: at most 0.96 of their distance over five draws of the zoo."""
+    """In float16, beside those in bfloat16: at most 0.97 of their distance over five draws of the zoo."""
     for name, spectrum in SPECTRA.items():
         g = matrix_with_spectrum(*shape, spectrum(min(shape)))
         ours = orthogonalize(g, method="squaring", compute_dtype=torch.float16)
         original = orthogonalize(g, method="standard", compute_dtype=torch.bfloat16)
         assert polar_distance(ours, g) < polar_distance(original, g), name
         assert torch.linalg.svdvals(ours).max() < 1.2, name
+
+
+def test_overshoot_in_bfloat16():
+    """Over 720 matrices with 24 to 64 rows the largest singular value came to 2.9; to 342 where operands are rounded
+    again after they have been multiplied by gains."""
+    for _ in range(40):
+        g = matrix_with_spectrum(48, 48, SPECTRA["power_law"](48))
+        assert torch.linalg.svdvals(orthogonalize(g, method="squaring", compute_dtype=torch.bfloat16)).max() < 3.5
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 40), (24, 61)])
@@ -97,25 +116,103 @@ def test_scratch_memory_is_written_before_it_is_read(shape):
 
 
 def test_band_and_slope():
-    x = torch.logspace(math.log10(0.0012), 0, 100_000, dtype=torch.float64)
+    x = torch.logspace(math.log10(0.0014), 0, 100_000, dtype=torch.float64)
     assert (squaring_map(x) - 1).abs().max() < BAND
     assert squaring_map(1e-9) / 1e-9 == pytest.approx(SLOPE, rel=1e-3)
     assert squaring_map(0.0) == 0.0
 
 
 def test_products_and_scratch():
-    """14 products, at most one added matrix each; a square matrix takes four times itself, and a counter a product."""
+    """13 products, at most one added matrix each; a square matrix takes four times itself, what tells its gain, and a
+    counter a product."""
     build = ProgramBuilder(element_size=2)
     build.chain(1)
     build.gemm_add(*squaring_chain(build, build.buffer(64, 64), build.buffer(64, 64)))
     products = rows_of(build.build().products, PRODUCT_FIELDS)
-    assert [symmetric for symmetric, *_ in products] == ([1] * 6 + [0]) * 2
-    assert sum(c >= 0 for _, _, _, c, _ in products) == 5
-    assert all(out // 2 not in (a // 2, b // 2, c // 2) for _, a, b, c, out in products)
+    first = [Kind.SYMM_GEMM, Kind.GRAM_NORMS, *[Kind.SYMM_GEMM] * 5, Kind.GEMM_ADD]
+    assert [kind for kind, *_ in products] == first + [Kind.SYMM_GEMM] * 5 + [Kind.GEMM_ADD]
+    assert sum(c >= 0 for _, _, _, c, *_ in products) == 5
+    assert all(out // 2 not in (a // 2, b // 2, c // 2) for _, a, b, c, out, *_ in products)
     half = {"method": "squaring", "compute_dtype": torch.float16}
     counters = 14 * COUNTER_SIZE
-    assert scratch_bytes(64, 64, (), **half) == 4 * 2 * 64 * 64 + counters
-    assert scratch_bytes(128, 64, (), **half) == 2 * 2 * 128 * 64 + 2 * 64 * 64 + counters
+    norms = 2 * 16  # two rows, padded to 16 bytes
+    assert scratch_bytes(64, 64, (), **half) == 4 * 2 * 64 * 64 + norms + counters
+    assert scratch_bytes(128, 64, (), **half) == 2 * 2 * 128 * 64 + 2 * 64 * 64 + norms + counters
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 77, 128])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gram_norms(dtype, rows):
+    """A pair of numbers for every 32 rows, the last of which may be fewer."""
+    gram = torch.randn(3, rows, rows, dtype=torch.float64).to(dtype)
+    out = torch.full((3, 2, -(-rows // NORM_ROWS)), torch.nan, dtype=dtype)
+    gram_norms([gram], [out])
+    for matrix, (norms, traces) in zip(gram.double(), out, strict=True):
+        parts = [matrix[i : i + NORM_ROWS] for i in range(0, rows, NORM_ROWS)]
+        expected = torch.stack([part.norm() for part in parts])
+        torch.testing.assert_close(norms, expected.to(dtype))
+        expected = torch.stack([part.diagonal(i * NORM_ROWS).sum() for i, part in enumerate(parts)])
+        torch.testing.assert_close(traces, expected.to(dtype), rtol=1.6e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 33, 77])
+def test_gain(rows):
+    """From 1, of a matrix of rank 1, to the fourth root of the side, where all singular values are equal."""
+    spectra = [torch.ones(rows), (torch.arange(rows) == 0).double(), *(f(rows) for f in SPECTRA.values())]
+    x = torch.stack([matrix_with_spectrum(rows, rows + 5, sigma) for sigma in spectra])
+    norms = torch.empty(len(x), 2, -(-rows // NORM_ROWS), dtype=torch.float64)
+    gram_norms([0.01 * x @ x.mT], [norms])
+    expected = torch.stack([sigma.double().norm() / schatten4(sigma.double()) for sigma in spectra])
+    gains = gain(norms)
+    torch.testing.assert_close(gains, expected)
+    torch.testing.assert_close(gains[:2], torch.tensor([rows**0.25, 1.0], dtype=torch.float64))
+    assert (gains > 1 - 1e-9).all() and (gains < rows**0.25 + 1e-9).all()
+    assert gain(torch.zeros_like(norms)).eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_zero_and_a_bad_matrix_in_a_batch(dtype):
+    g = torch.randn(4, 40, 72, dtype=torch.float64)
+    clean = orthogonalize(g, method="squaring", compute_dtype=dtype)
+    g[1] = 0
+    g[2, 33, 5] = torch.nan
+    out = orthogonalize(g, method="squaring", compute_dtype=dtype)
+    assert not out[1].any() and out[2].isnan().all()
+    assert torch.equal(out[0], clean[0]) and torch.equal(out[3], clean[3])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_eps_and_safety_factor_damp(shape):
+    """The norm that eps and safety_factor make larger is the Frobenius norm; the Schatten-4 norm is larger as much."""
+    g = torch.randn(shape, dtype=torch.float64)
+    exact = {"method": "squaring", "compute_dtype": torch.float64}
+    for options, damping in (
+        ({"safety_factor": 1.5}, 1 / 1.5),
+        ({"eps": 8 * float(g.norm())}, 1 / 8),
+        ({"eps": 0.5 * float(g.norm())}, 1.0),
+    ):
+        actual = orthogonalize(g, **options, **exact)
+        torch.testing.assert_close(actual, oracle(g, damping), rtol=1e-9, atol=1e-10)
+
+
+def test_gram_matrices_of_large_sides_are_far_from_float16s_smallest_numbers():
+    """Gaussian: XX^T errs by 2.2e-4; kept in float16 as it is, by 1.1e-3 (then the result of a matrix of side 1024, by
+    5.9e-3 instead of 4.5e-3)."""
+    build = ProgramBuilder(element_size=2)
+    build.chain(1)
+    x, spare = build.buffer(2048, 2048), build.buffer(2048, 2048)
+    build.gemm_add(*squaring_chain(build, x, spare))
+    program = build.build()
+    first = replace(program, products=program.products[:PRODUCT_FIELDS], scalars=program.scalars[:3])
+    first = replace(first, chains=(program.chains[0], 1))
+    workspace = torch.zeros(first.elements, dtype=torch.float16)
+    buffers = rows_of(first.buffers, BUFFER_FIELDS)
+    g = torch.randn(1, 2048, 2048)
+    stored = view(workspace, buffers[x.buffer]).copy_(g / g.norm()).float()
+    chains(workspace, first)
+    gram = view(workspace, buffers[first.products[4] // 2]).float() / first.scalars[0]
+    expected = stored @ stored.mT
+    assert (gram - expected).norm() < 4e-4 * expected.norm()
 
 
 @pytest.mark.parametrize(

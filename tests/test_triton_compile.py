@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from compile_triton import CAPABILITIES, CONFIGURED, elementwise, products, resources, target
+from compile_triton import CAPABILITIES, CONFIGURED, elementwise, norms_of_grams, products, resources, target
 
 from muon_kernels.backends import configs
 
@@ -37,6 +37,14 @@ def test_products_fit(op, sm):
 
 def tensor_core_instruction(sm):
     return {90: "wgmma.mma_async", 100: "tcgen05.mma"}.get(sm, "mma.sync.aligned")
+
+
+@pytest.mark.parametrize("sm", CAPABILITIES)
+def test_norms_of_gram_matrices_fit(sm):
+    with target(sm):
+        wide, mixed = (launch.compile() for launch in norms_of_grams(torch.float16))
+        assert all(resources(compiled, sm).fits(sm) for compiled in (wide, mixed))
+        assert "ld.global.v4.b32" in wide.asm["ptx"] and "ld.global.v4.b32" not in mixed.asm["ptx"]
 
 
 @pytest.mark.parametrize("sm", CAPABILITIES)

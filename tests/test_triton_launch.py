@@ -25,6 +25,7 @@ from muon_kernels.backends.triton import (
     gemm,
     gemm_add,
     gemm_apply,
+    gram_norms,
     normalize,
     prologue,
     sum_squares,
@@ -34,6 +35,7 @@ from muon_kernels.backends.triton import (
 from muon_kernels.backends.triton.launch import scratch
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
+from muon_kernels.program import PRODUCT_FIELDS
 
 CONFIG = GemmConfig(block_m=16, block_n=16, block_k=16, warps=4, stages=2, group=1)
 FACTORS = {"eps": 0.0, "safety_factor": 1.0}
@@ -101,8 +103,28 @@ def test_a_kept_plan_launches_what_a_fresh_one_does():
     for space in (first.workspace, second.workspace, first.workspace):
         seen.append(launched(lambda space=space: chains.chains([space], **lists)))
         assert seen[-1] == launched(lambda space=space: product_by_product([space], **lists))
-    assert len(seen[0]) == len(program.products) // 5
+    assert len(seen[0]) == len(program.products) // PRODUCT_FIELDS
     assert seen[0] != seen[1]
+
+
+def test_a_kept_plan_of_squaring_holds_no_addresses():
+    """On another workspace, everything lies as far from its start."""
+    options = {"method": "squaring", "compute_dtype": torch.float16, "device": torch.device("cpu"), "factored": True}
+    groups = [(2, 16, 48), (1, 32, 32)]
+    made = [Orthogonalizer(groups, resolve_coefficients("original", 5), **options) for _ in range(2)]
+    program = made[0].plan.program
+    lists = {name: getattr(program, name) for name in ("buffers", "products", "scalars", "chains")}
+    starts = [each.workspace.data_ptr() for each in made]
+    one, other = (launched(lambda each=each: chains.chains([each.workspace], **lists)) for each in made)
+    assert len(chains._plans) == 1 and [name for name, *_ in one].count("gram_norms_kernel") == 1
+
+    def moved(value):
+        if isinstance(value, tuple):
+            return tuple(map(moved, value))
+        inside = isinstance(value, int) and 0 <= value - starts[0] < program.elements * 2
+        return value - starts[0] + starts[1] if inside else value
+
+    assert [moved(each) for each in one] == other != one
 
 
 def test_elementwise_launches_hold_the_addresses_of_each_call():
@@ -238,6 +260,10 @@ def products():
         out = torch.empty(2, 16, 16).half()
         for c in ([], [out]):
             yield from symm_gemm.plan([x], [x.mT], c, [out], alpha=1.0, beta=0.5, delta=float(cols))
+            for powers in ((1, 1, 1), (4, 2, 0)):
+                options = {"norms": [out[:, :2, :1]], "powers": powers}
+                yield from symm_gemm.plan([x], [x.mT], c, [out], alpha=1.0, beta=0.5, delta=float(cols), **options)
+        yield from gram_norms.plan([out], [out[:, :2, :1]])
 
 
 def stepped_products():

@@ -20,6 +20,7 @@ from triton.runtime import _allocation, driver
 from muon_kernels.backends.triton import chains, replay, warm_up
 from muon_kernels.coefficients import resolve_coefficients
 from muon_kernels.orthogonalize import Orthogonalizer
+from muon_kernels.program import PRODUCT_FIELDS, SCALAR_FIELDS
 
 SIDE_STREAM = 77
 
@@ -91,7 +92,7 @@ class Chain:
         """Calls; says how the launches came: "launched", "recorded" or "replayed"."""
         recorded, replayed = len(Graph.every), sum(graph.replays for graph in Graph.every)
         found = launched(self.run)
-        assert len(found) == len(self.program.products) // 5
+        assert len(found) == len(self.program.products) // PRODUCT_FIELDS
         for _, _, (a, b, _, out, *_) in found:
             assert all(address in self.addresses for ((address, *_),) in (a, b, out))
         self.expected = self.expected or found
@@ -179,7 +180,11 @@ def test_warm_up_neither_launches_nor_counts():
 def test_one_launch_is_no_graph():
     chain = Chain()
     buffers, _ = chain.program.chains
-    first = {"products": chain.program.products[:5], "scalars": chain.program.scalars[:3], "chains": (buffers, 1)}
+    first = {
+        "products": chain.program.products[:PRODUCT_FIELDS],
+        "scalars": chain.program.scalars[:SCALAR_FIELDS],
+        "chains": (buffers, 1),
+    }
     chain.program = replace(chain.program, **first)
     assert chain.calls(5) == ["launched"] * 5
 

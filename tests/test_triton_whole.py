@@ -46,8 +46,8 @@ def memory(monkeypatch):
 class Matrices:
     """Matrices, and where they go."""
 
-    def __init__(self, groups=GROUPS, dtype=torch.bfloat16, out_dtype=torch.float32):
-        self.plan = chain_plan(groups, resolve_coefficients("original", 3), "auto", torch.float16, True)
+    def __init__(self, groups=GROUPS, dtype=torch.bfloat16, out_dtype=torch.float32, method="auto"):
+        self.plan = chain_plan(groups, resolve_coefficients("original", 3), method, torch.float16, True)
         self.xs = [torch.empty(group, dtype=dtype) for group in groups]
         self.outs = [torch.empty(group, dtype=out_dtype) for group in groups]
         self.launches = None
@@ -82,10 +82,11 @@ def without_sums(launches):
     return others, [args[SUMS[name]] for name, _, args in launches if name in SUMS]
 
 
+@pytest.mark.parametrize("method", ["auto", "squaring"])
 @pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1]], ids=str)
-def test_the_launches_of_the_ops(groups, memory):
+def test_the_launches_of_the_ops(groups, method, memory):
     """Planned once, and bound to the tensors and numbers of each call."""
-    each = [Matrices(groups) for _ in range(2)]
+    each = [Matrices(groups, method=method) for _ in range(2)]
     for matrices in (*each, each[0]):
         for options in ({}, {"eps": 1.0, "safety_factor": 2.0}):
             found, sums = without_sums(launched(partial(matrices.run, **options)))

@@ -16,8 +16,8 @@ from muon_kernels.squaring import STAGES
 from ..gate import Promise
 from .base import LR, WEIGHT_DECAY, Orthogonalizer, Stepper, promise
 
-SQUARING = Promise((), stages=STAGES)
-"""Another polynomial than the other columns': as accurate as Polar Express, with fewer products."""
+SQUARING = Promise((), stages=STAGES, rescale="schatten4")
+"""Another polynomial and norm than the other columns': about as accurate as Polar Express, with fewer products."""
 
 
 def _on(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,9 +4,11 @@
 #include <cstddef>
 #include <memory>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "../api.h"
+#include "gram_norms.h"
 #include "launch.cuh"
 #include "orient.h"
 #include "replay.h"
@@ -51,11 +53,41 @@ GemmItem gemm_item(const ChainItem& item, const ChainProduct& p, void* workspace
           matrices(item, p.out, workspace),
           p.alpha,
           p.beta,
-          p.delta};
+          p.delta,
+          matrices(item, p.norms, workspace),
+          {p.powers[0], p.powers[1], p.powers[2]}};
+}
+
+GramNormsItem gram_norms_item(const ChainItem& item, const ChainProduct& p, void* workspace) {
+  return {item.batch, item.buffers[p.a.buffer].rows, matrices(item, p.a, workspace), matrices(item, p.out, workspace)};
+}
+
+using ProductLaunch = std::variant<sm90::GemmLaunch, sm90::GramNormsLaunch>;
+
+// The launches of a kind of product, one of each item.
+cudaError_t prepare_together(ProductKind kind, const std::vector<std::pair<const ChainItem*, const ChainProduct*>>& together,
+                             DType dtype, void* workspace, std::vector<ProductLaunch>& launches) {
+  const auto append = [&](const auto& prepared) { launches.insert(launches.end(), prepared.begin(), prepared.end()); };
+  if (kind == ProductKind::kGramNorms) {
+    std::vector<GramNormsItem> list;
+    for (const auto& [item, product] : together) list.push_back(gram_norms_item(*item, *product, workspace));
+    std::vector<sm90::GramNormsLaunch> prepared;
+    const auto count = static_cast<int64_t>(list.size());
+    if (const cudaError_t error = sm90::prepare_gram_norms(list.data(), count, dtype, prepared)) return error;
+    append(prepared);
+    return cudaSuccess;
+  }
+  std::vector<GemmItem> list;
+  for (const auto& [item, product] : together) list.push_back(gemm_item(*item, sm90::oriented(*product), workspace));
+  std::vector<sm90::GemmLaunch> prepared;
+  const cudaError_t error = sm90::prepare_gemms(kind == ProductKind::kSymmGemm, list.data(), static_cast<int64_t>(list.size()),
+                                                {dtype, kTileBySizes}, prepared);
+  append(prepared);
+  return error;
 }
 
 cudaError_t prepare_products(const std::vector<ChainItem>& items, DType dtype, void* workspace,
-                             std::vector<sm90::GemmLaunch>& launches) {
+                             std::vector<ProductLaunch>& launches) {
   std::vector<size_t> next(items.size(), 0);  // product of each chain
   const auto left = [&](size_t i) { return items[i].products.size() - next[i]; };
   for (;;) {
@@ -65,16 +97,13 @@ cudaError_t prepare_products(const std::vector<ChainItem>& items, DType dtype, v
       if (left(i) > left(longest)) longest = i;
     }
     if (items.empty() || left(longest) == 0) return cudaSuccess;
-    const bool symmetric = items[longest].products[next[longest]].symmetric;
-    std::vector<GemmItem> together;
+    const ProductKind kind = items[longest].products[next[longest]].kind;
+    std::vector<std::pair<const ChainItem*, const ChainProduct*>> together;
     for (size_t i = 0; i < items.size(); ++i) {
-      if (left(i) == 0 || items[i].products[next[i]].symmetric != symmetric) continue;
-      together.push_back(gemm_item(items[i], sm90::oriented(items[i].products[next[i]]), workspace));
-      ++next[i];
+      if (left(i) == 0 || items[i].products[next[i]].kind != kind) continue;
+      together.emplace_back(&items[i], &items[i].products[next[i]++]);
     }
-    const cudaError_t error = sm90::prepare_gemms(symmetric, together.data(), static_cast<int64_t>(together.size()),
-                                                  {dtype, kTileBySizes}, launches);
-    if (error != cudaSuccess) return error;
+    if (const cudaError_t error = prepare_together(kind, together, dtype, workspace, launches)) return error;
   }
 }
 
@@ -87,7 +116,7 @@ struct Chains::Prepared {
   void* workspace;
   int* counters;
   std::vector<sm90::SmallLaunch> small;
-  std::vector<sm90::GemmLaunch> products;
+  std::vector<ProductLaunch> products;
   sm90::Replay replay;
 
   cudaError_t prepare(const std::vector<ChainItem>& items) {
@@ -115,15 +144,23 @@ struct Chains::Prepared {
       if (const cudaError_t error = sm90::enqueue(one, stream)) return error;
     }
     // Each launch has a counter to itself, so that it can draw its first tasks while the one before it ends.
-    const auto counted = std::count_if(products.begin(), products.end(), [](const auto& one) { return one.in_rounds(); });
+    const auto in_rounds = [](const ProductLaunch& one) {
+      const auto* gemm = std::get_if<sm90::GemmLaunch>(&one);
+      return gemm != nullptr && gemm->in_rounds();
+    };
+    const auto counted = std::count_if(products.begin(), products.end(), in_rounds);
     if (counted > 0) {
       if (const cudaError_t error = cudaMemsetAsync(counters, 0, counted * sizeof(int), stream)) return error;
     }
     bool dependent = counted == 0;  // what draws before its dependencies have ended must find zeros
     int* next = counters;
-    for (const sm90::GemmLaunch& one : products) {
-      int* const counter = one.in_rounds() ? next++ : nullptr;
-      if (const cudaError_t error = sm90::enqueue(one, counter, stream, dependent)) return error;
+    for (const ProductLaunch& one : products) {
+      if (const auto* norms = std::get_if<sm90::GramNormsLaunch>(&one)) {  // never the first
+        if (const cudaError_t error = sm90::enqueue(*norms, stream)) return error;
+        continue;
+      }
+      int* const counter = in_rounds(one) ? next++ : nullptr;
+      if (const cudaError_t error = sm90::enqueue(std::get<sm90::GemmLaunch>(one), counter, stream, dependent)) return error;
       dependent = true;
     }
     return cudaSuccess;

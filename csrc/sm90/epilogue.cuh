@@ -9,6 +9,7 @@
 #include <climits>
 
 #include "fragments.cuh"
+#include "gain.cuh"
 #include "mainloop.cuh"
 
 namespace muon_kernels::sm90 {
@@ -71,7 +72,13 @@ class Epilogue {
   template <int kRows, int kN>
   __device__ __forceinline__ void combine(float (&acc)[kRows][kN / 2], const GemmEntry& problem,
                                           const TileAt& tile, int first_row, Ring<Shape>& ring) const {
-    const float alpha = problem.alpha;
+    float alpha = problem.alpha, beta = problem.beta, delta = problem.delta;
+    if (kSymmetric && problem.norms != nullptr) {
+      const float gain = gain_of<Element>(problem, tile.batch, map_.lane);
+      alpha *= power(gain, problem.powers[0]);
+      beta *= power(gain, problem.powers[1]);
+      delta *= power(gain, problem.powers[2]);
+    }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -94,8 +101,8 @@ class Epilogue {
               for (int i = 0; i < 4; ++i) {
                 float* pair = &acc[r][32 * box + 8 * p + 4 * (i >> 1) + 2 * (i & 1)];
                 const float2 c = unpack<Element>(fragment[i]);
-                pair[0] = fmaf(problem.beta, c.x, pair[0]);
-                pair[1] = fmaf(problem.beta, c.y, pair[1]);
+                pair[0] = fmaf(beta, c.x, pair[0]);
+                pair[1] = fmaf(beta, c.y, pair[1]);
               }
             }
           }
@@ -106,14 +113,14 @@ class Epilogue {
         ring.at.advance();
       }
     }
-    if (problem.delta != 0.0f && tile.row < tile.col + Shape::kTileN && tile.col < tile.row + Shape::kTileM) {
+    if (delta != 0.0f && tile.row < tile.col + Shape::kTileN && tile.col < tile.row + Shape::kTileM) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const int here = 16 * map_.warp + map_.lane / 4 - 2 * (map_.lane % 4);  // row - column of element 0
         const int ahead = tile.row - tile.col + first_row + 64 * r + here;
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) {
-          if (ahead + 8 * (i / 2 % 2) == 8 * (i / 4) + i % 2) acc[r][i] += problem.delta;
+          if (ahead + 8 * (i / 2 % 2) == 8 * (i / 4) + i % 2) acc[r][i] += delta;
         }
       }
     }

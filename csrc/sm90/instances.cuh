@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 
 #include "kernel.cuh"
 #include "launch.cuh"
@@ -37,6 +38,11 @@ cudaError_t fill_table(GemmTable& table, const GemmItem* items, int count) {
     entry.alpha = item.alpha;
     entry.beta = item.beta;
     entry.delta = item.delta;
+    entry.norms = item.norms.data;
+    entry.norms_batch_stride = static_cast<int>(item.norms.batch_stride);
+    entry.norms_row_stride = static_cast<int>(item.norms.row_stride);
+    entry.norms_parts = static_cast<int>((item.m + kNormRows - 1) / kNormRows);
+    std::copy(std::begin(item.powers), std::end(item.powers), entry.powers);
     entry.has_c = item.c.data != nullptr && item.beta != 0.0f;
     entry.m = static_cast<int>(item.m);
     entry.n = static_cast<int>(item.n);

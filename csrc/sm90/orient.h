@@ -43,12 +43,13 @@ GemmItem oriented(const GemmItem& item) {
 inline ChainProduct oriented(ChainProduct p) {
   const auto flipped = [](const ChainOperand& x) { return ChainOperand{x.buffer, x.buffer >= 0 && !x.transposed}; };
   // Of two symmetric operands either can be read transposed; with the rows of both the copies are alike.
-  p.b.transposed = p.b.transposed || (p.symmetric && !p.a.transposed);
+  const bool symmetric = p.kind == ProductKind::kSymmGemm;
+  p.b.transposed = p.b.transposed || (symmetric && !p.a.transposed);
   if (p.out.transposed) {
     std::swap(p.a, p.b);
     for (ChainOperand* x : {&p.a, &p.b, &p.c, &p.out}) *x = flipped(*x);
   }
-  if (p.symmetric) p.c.transposed = false;
+  if (symmetric) p.c.transposed = false;
   return p;
 }
 

@@ -10,12 +10,15 @@
 
 namespace muon_kernels::sm90 {
 
-inline constexpr int kMaxEntries = 8;  // 4.8 KB of kernel parameters
+inline constexpr int kMaxEntries = 8;  // 5 KB of kernel parameters
 
 struct GemmEntry {
   CUtensorMap a, b, c, out;
   int m, n, k;
   float alpha, beta, delta;
+  const void* norms;  // as in GemmItem; parts: of each of its two rows
+  int norms_batch_stride, norms_row_stride, norms_parts;
+  int powers[3];
   bool has_c;
   int tasks, first_task;   // what a cluster computes at a time: number per matrix, and in the entries before this one
   int parts, first_part;   // the same of tiles of half the width (walk.cuh)

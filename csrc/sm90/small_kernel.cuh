@@ -8,6 +8,7 @@
 
 #include "../dependent_launch.cuh"
 #include "fragments.cuh"
+#include "gain.cuh"
 #include "ptx.cuh"
 #include "small_problem.h"
 #include "wgmma.cuh"
@@ -65,12 +66,47 @@ __device__ __forceinline__ void multiply_small(float (&acc)[kN / 2], const Small
   pin_registers<kN / 2>(acc);
 }
 
+// The gain of A, in every thread of the block.
+template <typename Element>
+__device__ __forceinline__ float small_gain(const SmallProduct& p, uint32_t base) {
+  constexpr int kWarps = kSmallThreads / 32;
+  __shared__ float sums[2][kWarps];
+  const int piece = threadIdx.x % 8, rows = p.a.box_stride / 128;
+  float square = 0.0f, trace = 0.0f;
+  for (int col = 8 * piece; col < rows; col += 64) {
+    for (int row = threadIdx.x / 8; row < rows; row += kSmallThreads / 8) {
+      const uint32_t address = base + p.a.offset + col / 64 * p.a.box_stride + row * 128 + ((piece ^ row % 8) << 4);
+      const uint4 data = *static_cast<const uint4*>(__cvta_shared_to_generic(address));
+      const uint32_t pairs[] = {data.x, data.y, data.z, data.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 x = unpack<Element>(pairs[i]);
+        square = fmaf(x.x, x.x, fmaf(x.y, x.y, square));
+        if (row == col + 2 * i) trace += x.x;
+        if (row == col + 2 * i + 1) trace += x.y;
+      }
+    }
+  }
+  square = warp_sum(square);
+  trace = warp_sum(trace);
+  if (threadIdx.x % 32 == 0) sums[0][threadIdx.x / 32] = square, sums[1][threadIdx.x / 32] = trace;
+  __syncthreads();
+  square = trace = 0.0f;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) square += sums[0][warp], trace += sums[1][warp];
+  return gain_from(square, trace);
+}
+
+struct Factors {
+  float alpha, beta, delta;
+};
+
 // acc <- alpha acc + beta C + delta I for a box of 64 x 64, and zero outside the matrix.
 template <typename Element>
-__device__ __forceinline__ void combine_small(float* acc, const SmallProduct& p, uint32_t base, int row, int col,
-                                              const FragmentMap& map) {
+__device__ __forceinline__ void combine_small(float* acc, const SmallProduct& p, const Factors& factors, uint32_t base,
+                                              int row, int col, const FragmentMap& map) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) acc[i] *= p.alpha;
+  for (int i = 0; i < 32; ++i) acc[i] *= factors.alpha;
   if (p.has_c) {
     const uint32_t box = base + p.c.offset + col / 64 * p.c.box_stride + row * 128;
 #pragma unroll
@@ -81,16 +117,16 @@ __device__ __forceinline__ void combine_small(float* acc, const SmallProduct& p,
       for (int i = 0; i < 4; ++i) {
         float* pair = &acc[8 * quarter + 4 * (i >> 1) + 2 * (i & 1)];
         const float2 c = unpack<Element>(fragment[i]);
-        pair[0] = fmaf(p.beta, c.x, pair[0]);
-        pair[1] = fmaf(p.beta, c.y, pair[1]);
+        pair[0] = fmaf(factors.beta, c.x, pair[0]);
+        pair[1] = fmaf(factors.beta, c.y, pair[1]);
       }
     }
   }
   const int at_row = 16 * map.warp + map.lane / 4, at_col = 2 * (map.lane % 4);  // element 0 in the box
-  if (p.delta != 0.0f && row == col) {
+  if (factors.delta != 0.0f && row == col) {
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      if (at_row + 8 * (i / 2 % 2) == at_col + 8 * (i / 4) + i % 2) acc[i] += p.delta;
+      if (at_row + 8 * (i / 2 % 2) == at_col + 8 * (i / 4) + i % 2) acc[i] += factors.delta;
     }
   }
   if (row + 64 > p.m || col + 64 > p.n) {
@@ -135,29 +171,29 @@ __device__ __forceinline__ void store_small(const float* acc, const SmallProduct
 }
 
 template <typename Element, Major kMajorA, Major kMajorB, int kN>
-__device__ __forceinline__ void compute_small_tile(const SmallProduct& p, uint32_t base, int row, int col,
-                                                   const FragmentMap& map) {
+__device__ __forceinline__ void compute_small_tile(const SmallProduct& p, const Factors& factors, uint32_t base, int row,
+                                                   int col, const FragmentMap& map) {
   float acc[kN / 2] = {};
   multiply_small<Element, kMajorA, kMajorB, kN>(acc, p, base, row, col);
 #pragma unroll
   for (int box = 0; box < kN / 64; ++box) {
-    combine_small<Element>(&acc[32 * box], p, base, row, col + 64 * box, map);
+    combine_small<Element>(&acc[32 * box], p, factors, base, row, col + 64 * box, map);
     store_small<Element>(&acc[32 * box], p, base, row, col + 64 * box, map);
   }
 }
 
 // The tiles of one product that are warpgroup `turn`'s. A symmetric product has those that meet the lower triangle.
 template <typename Element, Major kMajorA, Major kMajorB>
-__device__ __forceinline__ void compute_small(const SmallProduct& p, uint32_t base, uint32_t turn,
+__device__ __forceinline__ void compute_small(const SmallProduct& p, const Factors& factors, uint32_t base, uint32_t turn,
                                               const FragmentMap& map) {
   for (int row = 0; row < p.m; row += 64) {
     const int cols = p.symmetric ? row + 64 : p.n;
     for (int col = 0; col < cols; col += 128, turn ^= 1) {
       if (turn != 0) continue;
       if (cols - col > 64) {
-        compute_small_tile<Element, kMajorA, kMajorB, 128>(p, base, row, col, map);
+        compute_small_tile<Element, kMajorA, kMajorB, 128>(p, factors, base, row, col, map);
       } else {
-        compute_small_tile<Element, kMajorA, kMajorB, 64>(p, base, row, col, map);
+        compute_small_tile<Element, kMajorA, kMajorB, 64>(p, factors, base, row, col, map);
       }
     }
   }
@@ -184,16 +220,23 @@ __global__ void __launch_bounds__(kSmallThreads, 2) small_chains_kernel(const __
 
   const uint32_t warpgroup = threadIdx.x / 128;
   const FragmentMap map{threadIdx.x / 32 % 4, threadIdx.x % 32};
+  float gain = 1.0f;
   for (int i = entry.first_product; i < entry.end_product; ++i) {
     fence_shared_for_async();
     __syncthreads();
     const SmallProduct& p = table.products[i];
+    if (p.finds_gain) {
+      gain = small_gain<Element>(p, base);
+      continue;
+    }
+    const Factors factors{p.alpha * power(gain, p.powers[0]), p.beta * power(gain, p.powers[1]),
+                          p.delta * power(gain, p.powers[2])};
     if (!p.b_is_mn_major) {
-      compute_small<Element, Major::kK, Major::kK>(p, base, warpgroup, map);
+      compute_small<Element, Major::kK, Major::kK>(p, factors, base, warpgroup, map);
     } else if (!p.a_is_mn_major) {
-      compute_small<Element, Major::kK, Major::kMN>(p, base, warpgroup, map);
+      compute_small<Element, Major::kK, Major::kMN>(p, factors, base, warpgroup, map);
     } else {
-      compute_small<Element, Major::kMN, Major::kMN>(p, base, warpgroup, map);
+      compute_small<Element, Major::kMN, Major::kMN>(p, factors, base, warpgroup, map);
     }
   }
   __syncthreads();

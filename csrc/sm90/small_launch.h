@@ -13,7 +13,7 @@
 namespace muon_kernels::sm90 {
 
 inline constexpr int kSmallSide = 128;          // the smaller side of any matrix
-inline constexpr int kSmallBytes = 226 * 1024;  // of all matrices in a block's shared memory
+inline constexpr int kSmallBytes = 225 * 1024;  // of all matrices in a block's shared memory
 
 struct SmallChain {
   int64_t batch;

@@ -7,6 +7,8 @@
 // the last value of each buffer, unless a later product has overwritten its memory, or it is scratch and has been read.
 // So a factor and an X that a chain leaves are stored, and a Gram matrix in a spare X only if it is the result.
 //
+// Norms of Gram matrices are scratch: a block keeps the gain that they tell.
+//
 // Blocks do not wait for each other: what one stores may overlap with what another loads only if both are the same
 // buffer, where each matrix has a place of its own.
 #include "small_launch.h"
@@ -70,7 +72,8 @@ std::vector<Value> find_values(const ChainItem& item, std::vector<Uses>& uses) {
       return value;
     };
     const int a = read(p.a), b = read(p.b), c = read(p.c);
-    uses.push_back({a, b, c, begin(p.out.buffer, t)});
+    // A gain stays in registers.
+    uses.push_back({a, b, c, p.kind == ProductKind::kGramNorms ? -1 : begin(p.out.buffer, t)});
   }
   for (const int last : held) {
     if (last < 0) continue;
@@ -136,8 +139,19 @@ std::optional<SmallChain> plan_small_chain(const ChainItem& item) {
     }
   }
   if (count > kSmallProducts || chain.loads.size() + chain.stores.size() > kSmallTransfers) return {};
+  int gain = -1;  // the buffer that has the norms of the gain that was found last
   for (int t = 0; t < count; ++t) {
+    if (item.products[t].kind == ProductKind::kGramNorms) {
+      const ChainProduct& p = item.products[t];
+      SmallProduct product{values[uses[t].a].place};
+      product.m = product.n = static_cast<int>(item.buffers[p.a.buffer].rows);
+      product.finds_gain = true;
+      chain.products.push_back(product);
+      gain = p.out.buffer;
+      continue;
+    }
     const ChainProduct p = oriented(item.products[t]);
+    if (p.norms.buffer >= 0 && p.norms.buffer != gain) return {};
     const bool flipped = p.out.transposed != item.products[t].out.transposed;
     const int a = flipped ? uses[t].b : uses[t].a, b = flipped ? uses[t].a : uses[t].b;
     if (p.c.transposed || (p.a.transposed && p.b.transposed)) return {};
@@ -155,7 +169,9 @@ std::optional<SmallChain> plan_small_chain(const ChainItem& item) {
                               p.a.transposed,
                               !p.b.transposed,
                               uses[t].c >= 0 && p.beta != 0.0f,
-                              p.symmetric});
+                              p.kind == ProductKind::kSymmGemm,
+                              false,
+                              {p.powers[0], p.powers[1], p.powers[2]}});
   }
   return chain;
 }

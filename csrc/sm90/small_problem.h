@@ -11,7 +11,7 @@ namespace muon_kernels::sm90 {
 
 inline constexpr int kSmallEntries = 8;
 inline constexpr int kSmallTransfers = 48;
-inline constexpr int kSmallProducts = 128;  // 10 KB of kernel parameters
+inline constexpr int kSmallProducts = 128;  // 12 KB of kernel parameters
 
 struct SharedMatrix {
   int offset;      // bytes from the start of the block's matrices
@@ -25,7 +25,8 @@ struct SmallTransfer {
   int64_t offset, batch_stride, row_stride;
 };
 
-// out = alpha A B + beta C + delta I, with A [m, k], B [k, n] and C, out [m, n], the latter row-major.
+// out = alpha A B + beta C + delta I, with A [m, k], B [k, n] and C, out [m, n], the latter row-major; alpha, beta and delta
+// times powers of the gain that was found last, 1 at the start. Or no product: finds the gain (api.h) of A [m, m].
 struct SmallProduct {
   SharedMatrix a, b, c, out;
   int m, n, k;
@@ -33,6 +34,8 @@ struct SmallProduct {
   bool a_is_mn_major, b_is_mn_major;  // not A alone
   bool has_c;
   bool symmetric;
+  bool finds_gain;
+  int powers[3];
 };
 
 // A chain: a block for each matrix, and ranges of the table's lists.

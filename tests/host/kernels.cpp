@@ -61,17 +61,49 @@ float stepped(const ApplyArgs& args, double scale, float param, float update) {
   return static_cast<float>(1 - lr * args.weight_decay) * param - static_cast<float>(lr * scale) * update;
 }
 
+float gain(DType type, const MatrixBatch& norms, int64_t batch, int64_t side) {
+  float square = 0, trace = 0;
+  for (int64_t part = 0; part * kNormRows < side; ++part) {
+    const float norm = read(type, norms.data, at(norms, batch, 0, part));
+    square += norm * norm;
+    trace += read(type, norms.data, at(norms, batch, 1, part));
+  }
+  return square == 0 ? 0 : std::sqrt(trace / std::sqrt(square));
+}
+
+void sum(DType type, const GramNormsItem& g) {
+  for (int64_t batch = 0; batch < g.batch; ++batch) {
+    for (int64_t part = 0; part * kNormRows < g.side; ++part) {
+      float square = 0, trace = 0;
+      for (int64_t row = part * kNormRows; row < std::min(g.side, (part + 1) * kNormRows); ++row) {
+        for (int64_t col = 0; col < g.side; ++col) {
+          const float x = read(type, g.gram.data, at(g.gram, batch, row, col));
+          square += x * x;
+          if (row == col) trace += x;
+        }
+      }
+      write(type, g.norms.data, at(g.norms, batch, 0, part), std::sqrt(square));
+      write(type, g.norms.data, at(g.norms, batch, 1, part), trace);
+    }
+  }
+}
+
 void multiply(DType type, const GemmItem& g) {
   for (int64_t batch = 0; batch < g.batch; ++batch) {
+    float factors[] = {g.alpha, g.beta, g.delta};
+    for (int i = 0; g.norms.data && i < 3; ++i) {
+      factors[i] *= static_cast<float>(std::pow(gain(type, g.norms, batch, g.m), g.powers[i]));
+    }
+    const auto [alpha, beta, delta] = factors;
     for (int64_t row = 0; row < g.m; ++row) {
       for (int64_t col = 0; col < g.n; ++col) {
         float sum = 0;
         for (int64_t k = 0; k < g.k; ++k) {
           sum += read(type, g.a.data, at(g.a, batch, row, k)) * read(type, g.b.data, at(g.b, batch, k, col));
         }
-        sum *= g.alpha;
-        if (g.c.data) sum += g.beta * read(type, g.c.data, at(g.c, batch, row, col));
-        if (row == col) sum += g.delta;
+        sum *= alpha;
+        if (g.c.data) sum += beta * read(type, g.c.data, at(g.c, batch, row, col));
+        if (row == col) sum += delta;
         write(type, g.out.data, at(g.out, batch, row, col), sum);
       }
     }
@@ -261,10 +293,14 @@ cudaError_t Chains::launch(DType dtype, void* workspace, cudaStream_t) {
     for (const ChainProduct& p : item.products) {
       const ChainBuffer& a = item.buffers[p.a.buffer];
       const ChainBuffer& out = item.buffers[p.out.buffer];
+      if (p.kind == ProductKind::kGramNorms) {
+        sum(dtype, {item.batch, a.rows, matrices(p.a), matrices(p.out)});
+        continue;
+      }
       const int64_t k = p.a.transposed ? a.rows : a.cols;
       const int64_t m = p.out.transposed ? out.cols : out.rows, n = p.out.transposed ? out.rows : out.cols;
       multiply(dtype, {item.batch, m, n, k, matrices(p.a), matrices(p.b), matrices(p.c), matrices(p.out), p.alpha,
-                       p.beta, p.delta});
+                       p.beta, p.delta, matrices(p.norms), {p.powers[0], p.powers[1], p.powers[2]}});
     }
   }
   return cudaSuccess;

@@ -1,7 +1,7 @@
 // A filter around plan_small_chain (csrc/sm90/small_plan.cu), for tests: a chain as numbers in, its plan as lines out.
 //
-// In: batch, number of buffers and of products; per buffer its five fields; per product whether it is symmetric, then
-// buffer and transposed of a, b, c and out, then alpha, beta, delta. Out: nothing if the chain is not small.
+// In: batch, number of buffers and of products; per buffer its five fields; per product its kind, then
+// buffer and transposed of a, b, c, out and norms, then its powers, then alpha, beta, delta. Out: nothing if the chain is not small.
 #include <iostream>
 
 #include "../../csrc/sm90/small_launch.h"
@@ -31,8 +31,11 @@ int main() {
   item.products.resize(products);
   for (auto& x : item.buffers) std::cin >> x.offset >> x.rows >> x.cols >> x.batch_stride >> x.row_stride;
   for (auto& p : item.products) {
-    std::cin >> p.symmetric;
-    for (auto* x : {&p.a, &p.b, &p.c, &p.out}) std::cin >> x->buffer >> x->transposed;
+    int kind;
+    std::cin >> kind;
+    p.kind = static_cast<ProductKind>(kind);
+    for (auto* x : {&p.a, &p.b, &p.c, &p.out, &p.norms}) std::cin >> x->buffer >> x->transposed;
+    for (int& power : p.powers) std::cin >> power;
     std::cin >> p.alpha >> p.beta >> p.delta;
   }
   const auto chain = sm90::plan_small_chain(item);
@@ -42,9 +45,17 @@ int main() {
   print("load", chain->loads);
   print("store", chain->stores);
   for (const auto& p : chain->products) {
+    if (p.finds_gain) {
+      std::cout << "gain";
+      print(p.a);
+      std::cout << ' ' << p.m << '\n';
+      continue;
+    }
     std::cout << "product";
     for (const auto* x : {&p.a, &p.b, &p.c, &p.out}) print(*x);
     std::cout << ' ' << p.m << ' ' << p.n << ' ' << p.k << ' ' << p.a_is_mn_major << ' ' << p.b_is_mn_major << ' '
-              << p.has_c << ' ' << p.symmetric << ' ' << p.alpha << ' ' << p.beta << ' ' << p.delta << '\n';
+              << p.has_c << ' ' << p.symmetric << ' ' << p.alpha << ' ' << p.beta << ' ' << p.delta;
+    for (const int power : p.powers) std::cout << ' ' << power;
+    std::cout << '\n';
   }
 }

@@ -8,24 +8,34 @@ keeps no memory alive and serves every workspace.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from triton.runtime import driver
 
-from ...program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, rows_of, view
+from ...program import BUFFER_FIELDS, NONE, PRODUCT_FIELDS, SCALAR_FIELDS, Kind, rows_of, view
 from ..device import on_device
-from . import gemm, gemm_add, symm_gemm
-from .launch import ALIGNMENT, INTERPRETED, kept
+from . import gemm, gemm_add, gram_norms, symm_gemm
+from .launch import ALIGNMENT, INTERPRETED, Launch, kept
 from .replay import Replay
 
 MOST_PLANS = 256
 MOST_KEPT = 4
 """Places of the workspace of a plan."""
 
-_Kind = tuple[bool, bool, tuple[float, ...]]
-"""Symmetric, without a summand, and the factors: what products of one launch share."""
+
+class _Alike(NamedTuple):
+    """What products of one launch share.
+
+    powers: None without norms.
+    """
+
+    kind: Kind
+    summand: bool
+    factors: tuple[float, ...]
+    powers: tuple[int, ...] | None
+
 
 _Program = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[int, ...]]
 """The lists of a `Program`."""
@@ -84,31 +94,42 @@ def _plan(
     def operand(code: int) -> Tensor:
         return views[code // 2].mT if code % 2 else views[code // 2]
 
-    for (symmetric, _, factors), members in _links(products, scalars, chains):
-        a, b, c, outs = ([operand(code) for code in codes if code != NONE] for codes in zip(*members, strict=True))
-        alpha, beta, delta = factors
-        if symmetric:
-            launches = symm_gemm.plan(a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
-        else:
-            launches = gemm_add.plan(a, b, c, outs, alpha=alpha, beta=beta)
-        for launch in launches:
+    for alike, members in _links(products, scalars, chains):
+        a, b, c, outs, norms = (
+            [operand(code) for code in codes if code != NONE] for codes in zip(*members, strict=True)
+        )
+        for launch in _launches(alike, a, b, c, outs, norms):
             yield gemm.planned(launch, lambda x: int(x.storage_offset() - space.storage_offset()))
+
+
+def _launches(
+    alike: _Alike, a: list[Tensor], b: list[Tensor], c: list[Tensor], outs: list[Tensor], norms: list[Tensor]
+) -> list[Launch]:
+    alpha, beta, delta = alike.factors
+    if alike.kind == Kind.GRAM_NORMS:
+        return gram_norms.plan(a, outs)
+    if alike.kind == Kind.GEMM_ADD:
+        return gemm_add.plan(a, b, c, outs, alpha=alpha, beta=beta)
+    if alike.powers is None:
+        return symm_gemm.plan(a, b, c, outs, alpha=alpha, beta=beta, delta=delta)
+    p, q, r = alike.powers
+    return symm_gemm.plan(a, b, c, outs, alpha=alpha, beta=beta, delta=delta, norms=norms, powers=(p, q, r))
 
 
 def _links(
     products: Sequence[int], scalars: Sequence[float], chains: Sequence[int]
-) -> Iterator[tuple[_Kind, list[tuple[int, ...]]]]:
-    """For every link, the products of all chains by kind: their operands' codes, buffers counted over all chains."""
+) -> Iterator[tuple[_Alike, list[tuple[int, ...]]]]:
+    """For every link, the products that are alike, of all chains: their operands' codes, buffers counted over those."""
     factors_of = (tuple(scalars[i : i + SCALAR_FIELDS]) for i in range(0, len(scalars), SCALAR_FIELDS))
     rows = iter(zip(rows_of(products, PRODUCT_FIELDS), factors_of, strict=True))
-    links: dict[int, dict[_Kind, list[tuple[int, ...]]]] = {}
+    links: dict[int, dict[_Alike, list[tuple[int, ...]]]] = {}
     first = 0
     for buffer_count, product_count in rows_of(chains, 2):
         for link in range(product_count):
-            (symmetric, *codes), factors = next(rows)
-            kind = (bool(symmetric), codes[2] == NONE, factors)
-            members = links.setdefault(link, {}).setdefault(kind, [])
-            members.append(tuple(code if code == NONE else code + 2 * first for code in codes))
+            (kind, a, b, c, out, norms, *powers), factors = next(rows)
+            alike = _Alike(Kind(kind), c != NONE, factors, None if norms == NONE else tuple(powers))
+            members = links.setdefault(link, {}).setdefault(alike, [])
+            members.append(tuple(code if code == NONE else code + 2 * first for code in (a, b, c, out, norms)))
         first += buffer_count
-    for kinds in links.values():
-        yield from kinds.items()
+    for each in links.values():
+        yield from each.items()

@@ -32,8 +32,8 @@ MAX_ENTRIES = 8
 
 MOST_PLANS = 256
 
-OPERANDS = ("a", "b", "c", "out")
-"""The arguments of a product's kernel that hold tensors."""
+OPERANDS = ("a", "b", "c", "out", "norms")
+"""The arguments of a chain's kernels that hold tensors."""
 
 NARROW = GemmConfig(block_m=64, block_n=64, block_k=32, warps=8, stages=2, group=4)
 """For operands that cannot be loaded 16 bytes at a time: with loads element by element, a larger tile spills."""
@@ -62,16 +62,18 @@ def plan(
     b: list[Tensor],
     c: list[Tensor],
     outs: list[Tensor],
-    factors: dict[str, float],
+    factors: dict[str, Any],
 ) -> list[Launch]:
-    """The launches that compute a problem list; `kernel` takes the arguments that `launch` builds, and `factors`."""
+    """The launches that compute a problem list; `kernel` takes the arguments that `launch` builds, and `factors`, of
+    which lists are operands."""
     launches = []
     layouts = [tuple([layout(x) for x in results]) for results in zip(*([c, outs] if c else [outs]), strict=True)]
     for kind, members in kinds(op, a, b, layouts).items():
         for first in range(0, len(members), MAX_ENTRIES):
             chosen = members[first : first + MAX_ENTRIES]
-            results = {"c": _fields(c, chosen) if c else None, "out": _fields(outs, chosen)}
-            launches.append(launch(op, kernel, kind, a, b, chosen, results, factors))
+            results = {"c": fields(c, chosen) if c else None, "out": fields(outs, chosen)}
+            own = {name: fields(x, chosen) if isinstance(x, list) else x for name, x in factors.items()}
+            launches.append(launch(op, kernel, kind, a, b, chosen, results, own))
     return launches
 
 
@@ -82,9 +84,9 @@ def bound(
     b: list[Tensor],
     c: list[Tensor],
     outs: list[Tensor],
-    factors: dict[str, float],
+    factors: dict[str, Any],
 ) -> Iterator[Launch]:
-    """What `plan` returns, planned once for lists that look alike."""
+    """What `plan` returns, planned once for lists that look alike; no `factors` are operands."""
     tensors = [*a, *b, *c, *outs]
 
     def make() -> list[Planned]:
@@ -116,7 +118,7 @@ class Planned(NamedTuple):
 
 def planned(launch: Launch, place: Callable[[Tensor], int]) -> Planned:
     """A launch of `plan`, to be kept without its tensors."""
-    operands = {name: launch.arguments[name] for name in OPERANDS if launch.arguments[name] is not None}
+    operands = {name: x for name, x in launch.arguments.items() if name in OPERANDS and x is not None}
     places = {name: tuple([(place(x), *strides) for x, *strides in each]) for name, each in operands.items()}
     return Planned(launch.plan(*operands), places)
 
@@ -163,8 +165,8 @@ def launch(
     if end >= 2**31:
         raise ValueError(f"a launch may have fewer than 2^31 tiles, got {end}")
     arguments = {
-        "a": _fields(a, chosen),
-        "b": _fields(b, chosen),
+        "a": fields(a, chosen),
+        "b": fields(b, chosen),
         **results,
         "sizes": tuple(sizes),
         **factors,
@@ -182,7 +184,7 @@ def launch(
     return Launch(kernel, (programs,), arguments, config.warps, config.stages, config.registers)
 
 
-def _fields(tensors: list[Tensor], chosen: list[int]) -> tuple[tuple[Any, ...], ...]:
+def fields(tensors: list[Tensor], chosen: list[int]) -> tuple[tuple[Any, ...], ...]:
     """An operand of the chosen entries as kernels take it."""
     return tuple([(tensors[i], *tensors[i].stride()) for i in chosen])
 

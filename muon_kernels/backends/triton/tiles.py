@@ -56,7 +56,7 @@ def each_tile(
                     STORE(total, entry, batch, row, col, m, n, arguments, ENTRIES, BLOCK_M, BLOCK_N)
             begin += count
     else:
-        entry, tile = _find_entry(sizes, ENTRIES)
+        entry, tile = find_entry(sizes, ENTRIES)
         m, n, k = pick_sizes(sizes, entry, ENTRIES, SYMMETRIC)
         tiles = _count(m, n, SYMMETRIC, BLOCK_M, BLOCK_N)
         batch = tile // tiles
@@ -70,7 +70,7 @@ def each_tile(
 
 
 @triton.jit
-def _find_entry(sizes, ENTRIES: tl.constexpr):
+def find_entry(sizes, ENTRIES: tl.constexpr):
     """This program's entry, and its tile counted from that entry's first tile."""
     program = tl.program_id(0)
     entry = 0
