@@ -48,8 +48,8 @@ def _torch(params: list[Parameter], layout: Layout | None) -> Optimizer:
 
 
 def _dion(params: list[Parameter], layout: Layout | None) -> Optimizer:
-    """With the coefficients whose chain is not under torch.compile: the default's kernels are compiled and timed again for
-    every list there, for minutes."""
+    """With the coefficients whose chain is not under torch.compile: the default's kernels are compiled and timed again
+    for every list there, for minutes."""
     mesh = layout.mesh(params[0].device.type) if layout else None
     return build_dion(distributed_mesh=mesh, use_triton=True, use_polar_express=False)(params)
 

@@ -42,8 +42,8 @@ GemmItem oriented(const GemmItem& item) {
 // The same for a product of a chain, whose buffers are row-major: its result becomes so.
 inline ChainProduct oriented(ChainProduct p) {
   const auto flipped = [](const ChainOperand& x) { return ChainOperand{x.buffer, x.buffer >= 0 && !x.transposed}; };
-  // Of two symmetric operands either can be read transposed; with the rows of both the copies are alike.
   const bool symmetric = p.kind == ProductKind::kSymmGemm;
+  // Of two symmetric operands either can be read transposed; with the rows of both the copies are alike.
   p.b.transposed = p.b.transposed || (symmetric && !p.a.transposed);
   if (p.out.transposed) {
     std::swap(p.a, p.b);
