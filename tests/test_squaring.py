@@ -64,36 +64,39 @@ def test_it_is_the_polynomial(dtype, shape):
         assert (actual - expected).norm() <= tolerance * expected.norm(), name
 
 
-# Rounding a shift moves all eigenvalues together, and that shows where many are equal. In units of the textbook form's
-# error, over five draws of the zoo up to 256 x 256: at most 2.4 in float16, 3.7 in bfloat16 (5.3 on flat spectra, where
-# the floor of four roundings covers it) and 2.1 in float32; over forty of these shapes 3.7, 6.7 and 2.4.
+# In units of the textbook form's error, over five draws of the zoo up to 256 x 256: at most 3.7 in float16, 2.7 in
+# bfloat16 and 3.1 in float32; over forty of these shapes 3.7, 2.9 and 2.4. That is without flat spectra, where rounding
+# a shift moves all singular values alike (the reference rounds a product, and again with the shift added): 9.0 in
+# float16 with 32 rows, 7.6 eps where the textbook form's errors happen to cancel to 0.9. The floor covers it.
 @pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32), (64, 72)])
-@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 3.0), (torch.float16, 4.0), (torch.bfloat16, 4.0)])
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 3.0), (torch.float16, 3.5), (torch.bfloat16, 3.0)])
 def test_rounding(dtype, factor, shape):
     for spectrum in SPECTRA.values():
         g = matrix_with_spectrum(*shape, spectrum(min(shape)))
         actual = orthogonalize(g, method="squaring", compute_dtype=dtype)
-        floor = 4 * torch.finfo(dtype).eps
+        floor = 6 * torch.finfo(dtype).eps
         assert_error_ratio(actual, plain_chain(g, dtype), oracle(g), factor=factor, floor=floor)
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (32, 96), (96, 32), (128, 128)])
 def test_nearer_to_the_polar_factor_than_the_original_coefficients(shape):
-    """In float16, beside those in bfloat16: at most 0.97 of their distance over five draws of the zoo."""
+    """In float16, beside those in bfloat16: at most 0.97 of their distance over forty draws of the zoo, singular
+    values up to 1.186."""
     for name, spectrum in SPECTRA.items():
         g = matrix_with_spectrum(*shape, spectrum(min(shape)))
         ours = orthogonalize(g, method="squaring", compute_dtype=torch.float16)
         original = orthogonalize(g, method="standard", compute_dtype=torch.bfloat16)
         assert polar_distance(ours, g) < polar_distance(original, g), name
-        assert torch.linalg.svdvals(ours).max() < 1.2, name
+        assert torch.linalg.svdvals(ours).max() < 1.19, name
 
 
 def test_overshoot_in_bfloat16():
-    """Over 720 matrices with 24 to 64 rows the largest singular value came to 2.9; to 342 where operands are rounded
-    again after they have been multiplied by gains."""
-    for _ in range(40):
-        g = matrix_with_spectrum(48, 48, SPECTRA["power_law"](48))
-        assert torch.linalg.svdvals(orthogonalize(g, method="squaring", compute_dtype=torch.bfloat16)).max() < 3.5
+    """Of 2000 such matrices three came out over 1.25, the largest at 1.6; with coefficients that left rounding a tenth
+    between the stages instead of a quarter 29 of every 40 at least, the largest at 4.2."""
+    matrices = [matrix_with_spectrum(48, 48, SPECTRA["power_law"](48)) for _ in range(40)]
+    results = [orthogonalize(g, method="squaring", compute_dtype=torch.bfloat16) for g in matrices]
+    *_, second, largest = sorted(float(torch.linalg.svdvals(x)[0]) for x in results)
+    assert second < 1.25 and largest < 2.5
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 40), (24, 61)])
@@ -197,7 +200,7 @@ def test_eps_and_safety_factor_damp(shape):
 
 def test_gram_matrices_of_large_sides_are_far_from_float16s_smallest_numbers():
     """Gaussian: XX^T errs by 2.2e-4; kept in float16 as it is, by 1.1e-3 (then the result of a matrix of side 1024, by
-    5.9e-3 instead of 4.5e-3)."""
+    7.6e-3 instead of 6.6e-3)."""
     build = ProgramBuilder(element_size=2)
     build.chain(1)
     x, spare = build.buffer(2048, 2048), build.buffer(2048, 2048)
