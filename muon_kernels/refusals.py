@@ -57,10 +57,9 @@ def ops_of_step(matrices: Matrices) -> Iterator[tuple[str, tuple[torch.dtype, ..
     group, _, compute, param, grad, momentum, moment, shared = matrices
     raw, exact = raw_dtype(compute), group["method"] == "svd"
     yield "prologue", (grad, momentum, raw)
-    chained = not exact and bool(resolve_coefficients(group["ns_coefficients"], group["ns_steps"]))
-    if not exact:
-        yield "normalize", (raw, compute)
-    if chained or group["preconditioning"] == "aol":
+    yield from ops_of_chain(group, raw, compute)
+    chained = _has_chain(group)
+    if group["preconditioning"] == "aol" and not chained:
         yield "chains", (compute,)
     cautious = group["weight_decay_rule"] == "cautious"
     by_products = chained and compute == torch.float16 and moment is None and not cautious
@@ -70,6 +69,20 @@ def ops_of_step(matrices: Matrices) -> Iterator[tuple[str, tuple[torch.dtype, ..
         yield "apply", (param, torch.promote_types(param, torch.float32))
     elif shared or not by_products:
         yield "apply", (param, moment or (polar_dtype(raw) if exact else compute))
+
+
+def ops_of_chain(
+    group: dict[str, Any], given: torch.dtype, compute: torch.dtype
+) -> Iterator[tuple[str, tuple[torch.dtype, ...]]]:
+    """Those of `ops_of_step` by which matrices of dtype `given` are orthogonalised, up to the last product."""
+    if group["method"] != "svd":
+        yield "normalize", (given, compute)
+    if _has_chain(group):
+        yield "chains", (compute,)
+
+
+def _has_chain(group: dict[str, Any]) -> bool:
+    return group["method"] != "svd" and bool(resolve_coefficients(group["ns_coefficients"], group["ns_steps"]))
 
 
 @lru_cache(maxsize=256)

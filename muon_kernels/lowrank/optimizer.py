@@ -23,7 +23,7 @@ from ..orthogonalize import (
     default_compute_dtype,
     orthogonalize,
 )
-from ..refusals import backend_request, check_ops
+from ..refusals import backend_request, check_ops, ops_of_chain
 from ..scaling import Rule, resolve_rule
 from .moments import KEYS, adam_ratio, check_state, moved_moments, new_state
 from .rank import check_max_loss, check_ranks, decide_rank, read_loss
@@ -199,11 +199,7 @@ class LowRankMuon(ExactStateOptimizer):
 def _ops(group: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """The ops of `_step_batch` for parameters of this dtype, as `muon_kernels.refusals.ops_of_step` has them."""
     vectors = torch.promote_types(dtype, torch.float32)
-    if group["method"] != "svd":
-        compute = group["compute_dtype"] or default_compute_dtype(device)
-        yield "normalize", (vectors, compute)
-        if resolve_coefficients(group["ns_coefficients"], group["ns_steps"]):
-            yield "chains", (compute,)
+    yield from ops_of_chain(group, vectors, group["compute_dtype"] or default_compute_dtype(device))
     yield "apply", (dtype, vectors)
 
 
