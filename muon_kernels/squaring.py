@@ -11,8 +11,8 @@ their number. The chain is given X divided by the Frobenius norm, and makes up f
 Every product of Gram matrices is symmetric, and each adds one matrix at most: where M_j is stored with the shift
 beta / 2 alpha, which completes the square, beta M_j costs nothing. Rounding such an M_j drowns eigenvalues that are
 small beside its shift, which matters where M_j still tells small ones apart: at the start, most in the first stage.
-Shifts from M_2 and M_1 on would save two more additions, but then float16 errs up to 8.9 and bfloat16 up to 5.0 times as
-much as with those of the last M_j alone, instead of 5.4 and 2.3 (on flat spectra; on others 3.4 instead of 2.2).
+Shifts from M_2 and M_1 on would save two more additions, but then float16 errs up to 8.9 and bfloat16 up to 5.0 times
+as much as with those of the last M_j alone, instead of 5.4 and 2.3 (on flat spectra; on others 3.4 instead of 2.2).
 """
 
 from __future__ import annotations
