@@ -19,12 +19,13 @@ from typing import NamedTuple
 import torch
 
 from muon_kernels.distributed.costs import HARDWARE
-from muon_kernels.distributed.models import MODELS
+from muon_kernels.distributed.models import MODELS, Transformer
 from muon_kernels.distributed.simulate import Prediction, model_plan, simulate
 
 from .floors import STEPS
 from .layouts import LAYOUTS
 from .results import Row, load
+from .shared import MODEL_CELLS
 
 HOST, HOST_LINK, NETWORK_LINK = 8, 3e11, 4.5e10
 SHARDS = {"llama-8b": 64, "llama-70b": 256, "llama-405b": 512}
@@ -45,10 +46,10 @@ class Compared(NamedTuple):
         return self.predicted / self.row.median - 1
 
 
-def predict(model: str, sides: tuple[int, ...], layout: str, link: float, storage_size: int = 4) -> Prediction:
+def predict(model: Transformer, sides: tuple[int, ...], layout: str, link: float, storage_size: int = 4) -> Prediction:
     """A step over a link of so many bytes a second; parameters, gradients and momenta have `storage_size` bytes."""
     rates = HARDWARE["cuda"]._replace(link=link)
-    made = model_plan(MODELS[model], sides, layout, rates, STEPS)
+    made = model_plan(model, sides, layout, rates, STEPS)
     return simulate(made, steps=STEPS, hardware=rates, storage_size=storage_size)
 
 
@@ -57,6 +58,7 @@ def compare(path: Path) -> list[Compared]:
     run = load(path)
     link = max(entry["bytes_per_s"] for entry in run.link)
     simulated = {layout.name: layout for layout in LAYOUTS if layout.simulated}
+    models = {name: model for name, model, _ in MODEL_CELLS}
     found = []
     for row in (row for row in run.rows if row.ours):
         model, _, where = row.cell.partition(f" {row.info['dtype']}, ")
@@ -66,14 +68,15 @@ def compare(path: Path) -> list[Compared]:
             if name not in simulated:
                 continue
             sides, layout = simulated[name].sides(int(world)), simulated[name].simulated
-        predicted = predict(model, sides, layout, link, getattr(torch, row.info["dtype"]).itemsize)
+        predicted = predict(models[model], sides, layout, link, getattr(torch, row.info["dtype"]).itemsize)
         found.append(Compared(row, predicted.step))
     return found
 
 
 def rows(model: str) -> Iterator[tuple[str, ...]]:
     """Of one model's table: FSDP2 over all ranks, and HSDP as soon as there are several replicas."""
-    alone = predict(model, (1,), "fsdp", HOST_LINK).step
+    transformer = MODELS[model]
+    alone = predict(transformer, (1,), "fsdp", HOST_LINK).step
     for world in WORLDS:
         cells = [str(world)]
         shards = SHARDS[model]
@@ -82,7 +85,7 @@ def rows(model: str) -> Iterator[tuple[str, ...]]:
                 cells += ["–"] * 3
                 continue
             link = HOST_LINK if math.prod(sides) <= HOST else NETWORK_LINK
-            found = predict(model, sides, layout, link)
+            found = predict(transformer, sides, layout, link)
             cells += [f"{found.step * 1e3:.3g}", f"{alone / (world * found.step):.2f}", found.bound]
         yield tuple(cells)
 
@@ -90,7 +93,7 @@ def rows(model: str) -> Iterator[tuple[str, ...]]:
 def print_scaling() -> None:
     """A table for each model."""
     for model, shards in SHARDS.items():
-        biggest = predict(model, (1,), "fsdp", HOST_LINK)
+        biggest = predict(MODELS[model], (1,), "fsdp", HOST_LINK)
         print(f"\n## {model}: {biggest.step:.3g} s on one GPU, largest matrix {biggest.largest * 1e3:.3g} ms\n")
         print(f"| GPUs | FSDP2, ms | efficiency | bound by | HSDP, replicas of {shards}, ms | efficiency | bound by |")
         print("|---|---:|---:|---|---:|---:|---|")

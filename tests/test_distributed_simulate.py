@@ -75,6 +75,16 @@ def test_measured_steps_of_a_large_model(ranks, layouts):
     assert len(shared) == layouts and -0.1 < min(shared) <= max(shared) < 0
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_measured_steps_of_some_of_its_layers(ranks):
+    """On H200s, of the whole model and of four of its layers, under names that the simulator's own command lacks."""
+    found = scaling.compare(RESULTS / f"distributed-h200-x{ranks}-889439c.json")
+    short = [c.error for c in found if c.row.cell.startswith("4 layers of llama-8b")]
+    long = [c.error for c in found if c.row.cell.startswith("llama-8b")]
+    assert len(short) == len(long) == ranks + 1
+    assert max(map(abs, short + long)) < 0.08
+
+
 @pytest.mark.parametrize("layout", module.LAYOUTS)
 @pytest.mark.parametrize("model", ["gpt2", "llama-8b"])
 def test_no_step_is_faster_than_its_parts(layout, model):
