@@ -15,13 +15,13 @@ HERE = Path(__file__).parent
 # A loop bound that is an argument becomes an int through a conversion that NumPy 2.4 no longer makes.
 INCOMPATIBLE = np.lib.NumpyVersion(np.__version__) >= "2.4.0" and triton.__version__ < "3.7"
 
-
-SUITES = ("triton_ops", "test_orthogonalize_whole.py")
+OPS = sorted(f"triton_ops/{file.name}" for file in HERE.glob("triton_ops/test_*.py"))
+SUITES = (*OPS, "test_orthogonalize_whole.py")
 
 
 @pytest.fixture(scope="module")
 def processes():
-    """One for each of SUITES, side by side: each keeps one core busy."""
+    """One for each of SUITES, all at once: each keeps one core busy while there are as many."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE.parent}
