@@ -26,7 +26,8 @@ GROUPS = (
 CASES = list(product(GROUPS, ("standard", "gram", "squaring"), (torch.float16, torch.bfloat16)))
 
 TOLERANCES = {torch.float16: 0.05, torch.bfloat16: 0.4}
-"""Of a result's distance from float64's over its length: a few times what was seen (0.012 and 0.10 on a CPU, 0.009 and 0.071 on an H100)."""
+"""Of a result's distance from float64's over its length: a few times what was seen (0.012 and 0.10 on a CPU, 0.009 and
+0.071 on an H100)."""
 
 REPEATS = 2  # the second finds what the first left in the scratch memory
 
