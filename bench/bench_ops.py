@@ -14,10 +14,11 @@ from muon_kernels import backends, use_backend
 from .cells import OPS, SMOKE_OPS, OpCell
 from .floors import op_cost
 from .gate import FACTOR, GateRefused
-from .lab import Lab, Mode
+from .lab import Lab
 from .measure import measure_calls, measure_graph
 from .op_kinds import KINDS, NARROW, WIDE, OpKind, Tensors
 from .peers import Provider
+from .results import Mode
 from .timing import capture, cold_copies
 
 FLOOR = 1e-3

@@ -12,9 +12,10 @@ from torch import Tensor
 from .cells import ORTHOGONALIZE, SMOKE_ORTHOGONALIZE, MatrixCell
 from .floors import dense_flops, matrix_bytes, minimal_flops
 from .gate import Judge
-from .lab import Lab, Mode
+from .lab import Lab
 from .measure import measure_calls, measure_graph
 from .peers import ORTHOGONALIZERS, Orthogonalizer
+from .results import Mode
 from .timing import capture, cold_copies, random_normal, seconds_of
 
 DTYPE = torch.bfloat16

@@ -1,11 +1,12 @@
-"""A whole optimizer step: time as called and in a CUDA graph, memory, the host's share, and the first step."""
+"""A whole optimizer step: time from an idle device, one behind the other and in a CUDA graph, memory, the host's share,
+and the first step."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from torch.nn import Parameter
 from .cells import SMOKE_STEP, STEP, StepCell
 from .floors import step_bytes, step_flops
 from .gate import Accuracy, Judge
-from .lab import Lab, Mode
-from .measure import measure_calls, measure_graph
+from .lab import Lab
+from .measure import measure_calls, measure_graph, measure_queued
 from .peers import STEPPERS, Stepper
 from .peers.base import LR
+from .results import Mode
 from .timing import capture, random_normal, seconds_of, synchronize
 
 HOST_REPEATS = 10
@@ -26,7 +28,7 @@ HOST_REPEATS = 10
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cells = SMOKE_STEP if metafunc.config.getoption("smoke") else STEP
-    rows = [(cell, provider, mode) for cell in cells for provider in STEPPERS for mode in ("call", "graph")]
+    rows = [(cell, provider, mode) for cell in cells for provider in STEPPERS for mode in get_args(Mode)]
     metafunc.parametrize(("cell", "provider", "mode"), rows)
 
 
@@ -42,7 +44,7 @@ def test_step(benchmark: Any, lab: Lab, cell: StepCell, provider: Stepper, mode:
 
 
 class Subject:
-    """A model's parameters under one optimizer, its first step taken and judged: what both modes share."""
+    """A model's parameters under one optimizer, its first step taken and judged: what all modes share."""
 
     def __init__(self, device: torch.device, cell: StepCell, provider: Stepper) -> None:
         self.device = device
@@ -151,5 +153,7 @@ def _measure(benchmark: Any, lab: Lab, cell: StepCell, subject: Subject, mode: M
     )
     if mode == "graph":
         measure_graph(benchmark, lab, graph, 1)
+    elif mode == "queued":
+        measure_queued(benchmark, lab, subject.step)
     else:
         measure_calls(benchmark, lab, lambda _: subject.step(), [None])

@@ -24,7 +24,6 @@ FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
 
 T = TypeVar("T")
 Status = Literal["absent", "skipped", "refused", "failed"]
-Mode = Literal["call", "graph"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from .lab import Lab
 from .timing import seconds_of
 
 WARMUP_ROUNDS = 2
+ROW_SECONDS, FEWEST_CALLS, MOST_CALLS = 0.1, 4, 10
 
 T = TypeVar("T")
 
@@ -23,6 +25,22 @@ def measure_calls(benchmark: Any, lab: Lab, call: Callable[[T], object], inputs:
     benchmark.pedantic(
         call, setup=lambda: ((inputs[next(turn) % len(inputs)],), {}), rounds=rounds, warmup_rounds=WARMUP_ROUNDS
     )
+    _announce(benchmark, lab)
+
+
+def measure_queued(benchmark: Any, lab: Lab, call: Callable[[], object]) -> None:
+    """Times rows of calls, of which only the first finds the device idle, as in training, where the host is ahead; the
+    time is that of one call."""
+    calls = math.ceil(ROW_SECONDS / seconds_of(lab.device, call))
+    calls = max(FEWEST_CALLS, min(MOST_CALLS, calls))
+
+    def row() -> None:
+        for _ in range(calls):
+            call()
+
+    rounds = lab.rounds(seconds_of(lab.device, row))
+    lab.clock.calls = calls
+    benchmark.pedantic(row, rounds=rounds, warmup_rounds=1)
     _announce(benchmark, lab)
 
 

@@ -51,7 +51,7 @@ def render(run: Run) -> str:
         parts += [
             f"## {tables.TITLES[bench]}",
             tables.summary(run, bench),
-            "Medians in ms as called (in a CUDA graph):",
+            "Medians in ms, called on an idle device / one behind the other (in a CUDA graph):",
             tables.columns(run, bench),
             tables.details(run, bench),
         ]

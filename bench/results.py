@@ -7,7 +7,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Mode = Literal["call", "queued", "graph"]
+"""From an idle device; one behind the other, the host ahead of the device; replayed from a CUDA graph."""
 
 Key = tuple[str, str, str, str]
 
@@ -38,8 +41,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The provider, marked if the time is that of a replayed CUDA graph."""
-        return f"{self.provider} (graph)" if self.mode == "graph" else self.provider
+        """The provider, marked by how it was run unless it was called on an idle device."""
+        return self.provider if self.mode == "call" else f"{self.provider} ({self.mode})"
 
 
 @dataclass(frozen=True)

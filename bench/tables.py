@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
-from .results import Key, Row, Run, best_ours, best_peer, geometric_mean
+from .results import Key, Mode, Row, Run, best_ours, best_peer, geometric_mean
 
 TITLES = {
     "ops": "Ops",
@@ -55,12 +56,12 @@ def summary(run: Run, bench: str) -> str:
 
 
 def columns(run: Run, bench: str) -> str:
-    """Medians in ms, a column for each provider: as called (replayed from a CUDA graph)."""
+    """Medians in ms, a column for each provider: called on an idle device, one behind the other, in a CUDA graph."""
     providers = list(dict.fromkeys(row.provider for row in run.rows if row.bench == bench))
     lines = []
     for cell in run.cells(bench):
         found = {(row.provider, row.mode): row.median for row in run.at(bench, cell)}
-        lines.append([cell, *(_both(found.get((p, "call")), found.get((p, "graph"))) for p in providers)])
+        lines.append([cell, *(_modes(*(found.get((p, mode)) for mode in get_args(Mode))) for p in providers)])
     return _table(["cell", *providers], lines)
 
 
@@ -198,8 +199,9 @@ def _ms(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds * 1e3:.3g}"
 
 
-def _both(call: float | None, graph: float | None) -> str:
-    return _ms(call) if graph is None else f"{_ms(call)} ({_ms(graph)})"
+def _modes(call: float | None, queued: float | None, graph: float | None) -> str:
+    text = _ms(call) if queued is None else f"{_ms(call)} / {_ms(queued)}"
+    return text if graph is None else f"{text} ({_ms(graph)})"
 
 
 def _ratio(value: float) -> str:

@@ -190,20 +190,6 @@ struct GemmApplyItem {
 cudaError_t launch_gemm_apply_sm90(const GemmApplyItem* items, int64_t count, const ApplyArgs& args, bool overwrite,
                                    cudaStream_t stream);
 
-// ---- gram_norms: what tells by how much an X may be larger than divided by its Frobenius norm, from XX' ------------------
-
-constexpr int64_t kNormRows = 32;  // rows of a Gram matrix in a pair of numbers
-
-// A symmetric gram [side, side], with zeros or anything else behind its rows, and norms [2, ceil(side / kNormRows)], both
-// with unit column stride: numbers whose squares add up to the square of gram's Frobenius norm, and numbers that add up to
-// its trace. The matrix's gain is sqrt(trace / Frobenius norm), 0 if that is 0.
-struct GramNormsItem {
-  int64_t batch;
-  int64_t side;
-  MatrixBatch gram;
-  MatrixBatch norms;
-};
-
 // The tile shape for these items on a device of so many multiprocessors: a function of the sizes only.
 int choose_gemm_tile(bool symmetric, const GemmItem* items, int64_t count, int multiprocessors);
 

@@ -29,4 +29,19 @@ inline cudaLaunchAttribute dependent_launch() {
   return attribute;
 }
 
+// A one-dimensional launch with it of a kernel whose only parameter is what `parameter` points to.
+inline cudaError_t launch_dependent(const void* kernel, const void* parameter, int blocks, int threads, int shared_bytes,
+                                    cudaStream_t stream) {
+  cudaLaunchAttribute attribute = dependent_launch();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  void* arguments[] = {const_cast<void*>(parameter)};
+  return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
 }  // namespace muon_kernels

@@ -108,15 +108,18 @@ def squaring_chain(build: ProgramBuilder, x: Operand, spare: Operand) -> LastPro
         for j, (alpha, beta) in enumerate(squares[:-1]):
             out = second if j == 0 else home if (len(squares) - j) % 2 else away
             unit = shifts[j + 1] - alpha * shifts[j] ** 2
-            if shifts[j]:
-                build.symm_gemm(m, m, out, alpha=alpha, delta=unit)
-            elif norms and j == 0:
-                scaled = (alpha / lifted**2, beta / lifted)
-                build.symm_gemm(
-                    m, m, out, alpha=scaled[0], c=m, beta=scaled[1], delta=unit, norms=norms, powers=(4, 2, 0)
-                )
-            else:
-                build.symm_gemm(m, m, out, alpha=alpha, c=m, beta=beta, delta=unit)
+            lift, gained = (lifted, norms) if j == 0 else (1.0, None)
+            build.symm_gemm(
+                m,
+                m,
+                out,
+                alpha=alpha / lift**2,
+                c=None if shifts[j] else m,
+                beta=0.0 if shifts[j] else beta / lift,
+                delta=unit,
+                norms=gained,
+                powers=(4, 2, 0) if gained else (0, 0, 0),
+            )
             m = out
         alpha, shift = squares[-1][0], shifts[-1]
         unit = delta - alpha * shift**2 - gamma * shifts[1]

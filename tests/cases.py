@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from muon_kernels.backends.products import Op, one_by_one
 from muon_kernels.described import describe
-from muon_kernels.program import Program, ProgramBuilder
+from muon_kernels.program import PRODUCT_FIELDS, SCALAR_FIELDS, Program, ProgramBuilder, rows_of
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (8, 8), (7, 33), (33, 7), (64, 64), (16, 200), (130, 72)]
 """(rows, cols) of the matrices in the op tests: units, odd sizes, multiples of 8, tall and wide."""
@@ -88,6 +90,18 @@ def product_by_product(symm_gemm: Op, gemm_add: Op, workspace: Tensor, program: 
     """What `chains` is to do, in two other ops of the same backend."""
     lists = {name: getattr(program, name) for name in ("buffers", "products", "scalars", "chains")}
     one_by_one(symm_gemm, gemm_add)([workspace], **lists)
+
+
+def programs_of_one(program: Program) -> Iterator[Program]:
+    """The products of a program, chain by chain, each by itself on the same buffers."""
+    products, scalars = rows_of(program.products, PRODUCT_FIELDS), rows_of(program.scalars, SCALAR_FIELDS)
+    numbers = iter(range(len(products)))
+    for chain, (_, count) in enumerate(rows_of(program.chains, 2)):
+        for i in islice(numbers, count):
+            chains = [(own, int(other == chain)) for other, (own, _) in enumerate(rows_of(program.chains, 2))]
+            yield replace(
+                program, products=tuple(products[i]), scalars=tuple(scalars[i]), chains=tuple(sum(chains, start=()))
+            )
 
 
 def tensor_list(dtype: torch.dtype, device: str) -> list[Tensor]:

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import report
+from bench import measure, report
 from bench.gate import GateRefused
 from bench.lab import Absent, Lab
 from bench.peers import ORTHOGONALIZERS, STEPPERS
@@ -69,6 +71,31 @@ def test_clock_counts_calls_and_rounds_are_bounded() -> None:
     assert Lab(CPU, smoke=True, budget=None).rounds(1e-6) == 5
     lab = Lab(CPU, smoke=False, budget=None)
     assert lab.rounds(1e-6) == 100 and lab.rounds(10.0) == 5
+
+
+class Pedantic:
+    """What a measurement needs of pytest-benchmark's fixture."""
+
+    def __init__(self) -> None:
+        self.extra_info = {
+            "bench": "step", "cell": "cell", "provider": "ours", "mode": "queued", "floor_s": 1.0,
+            "accuracy": {"error": 0.0},
+        }  # fmt: skip
+        self.stats = SimpleNamespace(stats=SimpleNamespace(median=2.0, iqr=0.1))
+
+    def pedantic(self, function: Callable[[], object], *, rounds: int, warmup_rounds: int) -> None:
+        for _ in range(rounds + warmup_rounds):
+            function()
+
+
+@pytest.mark.parametrize(("seconds", "in_a_row"), [(1e-6, 10), (0.02, 5), (1.0, 4)])
+def test_queued_calls_are_timed_in_rows(seconds: float, in_a_row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "seconds_of", lambda device, function: [function(), seconds][1])
+    lab, made = Lab(CPU, smoke=True, budget=None), []
+    measure.measure_queued(Pedantic(), lab, lambda: made.append(None))
+    assert lab.clock.calls == in_a_row
+    assert len(made) == 1 + in_a_row * (1 + 1 + 5)  # one alone and a row to tell how long they take, then the rounds
+    assert lab.news == ["step cell  ours (queued)  2000 ms ±5.0%  2.00 x floor  error 0"]
 
 
 def test_provider_names_are_unique() -> None:

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import product_by_product
+from cases import product_by_product, programs_of_one
 
 from muon_kernels import ops, orthogonalize, use_backend
 from muon_kernels.backends import cuda_products
@@ -32,6 +32,7 @@ GROUPS = [
     [(4, 96, 160), (3, 512, 256), (2, 128, 128)],
     [(2 + i, 8 * (i + 1), 64) for i in range(20)],
 ]
+LARGE = [groups for groups in GROUPS if min(min(rows, cols) for _, rows, cols in groups) > 128]
 by_products = partial(product_by_product, cuda_products.symm_gemm, cuda_products.gemm_add)
 
 ODD = [[(5, 77, 131)], [(5, 131, 77)], [(3, 1, 9), (2, 9, 1)], [(9, 257, 255)], [(1, 1, 1)]]
@@ -100,9 +101,27 @@ def test_sizes_are_free(method, groups):
     assert_near_the_reference(*filled(groups, method, torch.float16))
 
 
+def each_by_itself(op, workspace, program):
+    """A chain's products in programs of one each."""
+    for one in programs_of_one(program):
+        op(workspace, one)
+
+
+@pytest.mark.parametrize("groups", LARGE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bits_of_products_in_programs_of_one(dtype, groups):
+    """Products with gains too, which the op `symm_gemm` does not know; a small chain keeps its gain in the block."""
+    chain, fill = filled(groups, "squaring", dtype)
+    with use_backend("cuda"):
+        expected = run(chain, partial(each_by_itself, ops.chains))
+        fill()
+        for one, other in zip(run(chain), expected, strict=True):
+            assert torch.equal(one, other) and other.isfinite().all()
+
+
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
 def test_chains_with_gains(groups):
-    """Those of squaring, as the op `symm_gemm` knows no gains: near the reference, and the same bits again.
+    """Those of squaring, small ones too: near the reference, and the same bits again.
 
     Rounded as the kernels do, emulated on a CPU, over 150 draws: 0.013 apart at most, but 8 x 8 up to 0.077.
     """

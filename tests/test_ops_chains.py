@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import small_program
+from cases import programs_of_one, small_program
 
 from muon_kernels import ops
-from muon_kernels.program import BUFFER_FIELDS, elements_with_counters, rows_of, view
+from muon_kernels.coefficients import resolve_coefficients
+from muon_kernels.orthogonalize import Orthogonalizer
+from muon_kernels.program import BUFFER_FIELDS, PRODUCT_FIELDS, elements_with_counters, rows_of, view
 
 
 def test_chains():
@@ -22,6 +24,21 @@ def test_chains():
     wide, tall = xs
     torch.testing.assert_close(view(workspace, buffers[2]), wide @ wide.mT @ wide / 2 + wide)
     torch.testing.assert_close(view(workspace, buffers[5]), tall @ tall.mT @ tall / 2 + tall)
+
+
+def test_products_one_at_a_time_do_the_same():
+    groups = [(2, 40, 60), (3, 96, 33)]
+    options = {"method": "squaring", "compute_dtype": torch.float32, "device": torch.device("cpu")}
+    made = Orthogonalizer(groups, resolve_coefficients("original", 5), **options)
+    program = made.plan.program
+    results = []
+    for programs in ([program], list(programs_of_one(program))):
+        torch.manual_seed(0)
+        workspace = torch.randn(program.elements) / 50
+        for one in programs:
+            ops.chains(workspace, one)
+        results.append(workspace)
+    assert len(programs) == len(program.products) // PRODUCT_FIELDS > 20 and torch.equal(*results)
 
 
 def test_chains_wants_its_workspace():

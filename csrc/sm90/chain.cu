@@ -58,7 +58,7 @@ GemmItem gemm_item(const ChainItem& item, const ChainProduct& p, void* workspace
           {p.powers[0], p.powers[1], p.powers[2]}};
 }
 
-GramNormsItem gram_norms_item(const ChainItem& item, const ChainProduct& p, void* workspace) {
+sm90::GramNormsItem gram_norms_item(const ChainItem& item, const ChainProduct& p, void* workspace) {
   return {item.batch, item.buffers[p.a.buffer].rows, matrices(item, p.a, workspace), matrices(item, p.out, workspace)};
 }
 
@@ -69,7 +69,7 @@ cudaError_t prepare_together(ProductKind kind, const std::vector<std::pair<const
                              DType dtype, void* workspace, std::vector<ProductLaunch>& launches) {
   const auto append = [&](const auto& prepared) { launches.insert(launches.end(), prepared.begin(), prepared.end()); };
   if (kind == ProductKind::kGramNorms) {
-    std::vector<GramNormsItem> list;
+    std::vector<sm90::GramNormsItem> list;
     for (const auto& [item, product] : together) list.push_back(gram_norms_item(*item, *product, workspace));
     std::vector<sm90::GramNormsLaunch> prepared;
     const auto count = static_cast<int64_t>(list.size());

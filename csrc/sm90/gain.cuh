@@ -1,4 +1,4 @@
-// The gain of a Gram matrix (GramNormsItem of api.h) from its parts, and what multiplies by powers of it.
+// The gain of a Gram matrix (GramNormsItem of gram_norms.h) from its parts, and what multiplies by powers of it.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,24 @@ __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
   return value;
+}
+
+struct BlockSums {
+  float square, trace;
+};
+
+// Over a block of kWarps warps, in every thread, in an order that is always the same. Between two calls the block must meet.
+template <int kWarps>
+__device__ __forceinline__ BlockSums block_sums(float square, float trace) {
+  __shared__ float sums[2][kWarps];
+  square = warp_sum(square);
+  trace = warp_sum(trace);
+  if (threadIdx.x % 32 == 0) sums[0][threadIdx.x / 32] = square, sums[1][threadIdx.x / 32] = trace;
+  __syncthreads();
+  BlockSums total{0.0f, 0.0f};
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) total.square += sums[0][warp], total.trace += sums[1][warp];
+  return total;
 }
 
 __device__ __forceinline__ float gain_from(float squared_norm, float trace) {

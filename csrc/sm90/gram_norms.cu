@@ -40,7 +40,6 @@ __device__ __forceinline__ float squares_before(const Element* values, int64_t n
 
 template <typename Element>
 __global__ void __launch_bounds__(32 * kWarps) gram_norms_kernel(const __grid_constant__ GramNormsTable table) {
-  __shared__ float sums[2][kWarps];
   grid_release_dependents();
   grid_wait_for_dependencies();
   int number = blockIdx.x, entry = 0;
@@ -70,16 +69,11 @@ __global__ void __launch_bounds__(32 * kWarps) gram_norms_kernel(const __grid_co
       if (lane == warp + kWarps * r) trace = value;
     }
   }
-  const float square = warp_sum(2.0f * left + diagonal);
-  trace = warp_sum(trace);
-  if (lane == 0) sums[0][warp] = square, sums[1][warp] = trace;
-  __syncthreads();
+  const BlockSums total = block_sums<kWarps>(2.0f * left + diagonal, trace);
   if (threadIdx.x == 0) {
-    float squares = 0.0f, traces = 0.0f;
-    for (int w = 0; w < kWarps; ++w) squares += sums[0][w], traces += sums[1][w];
     Element* const norms = static_cast<Element*>(problem.norms) + batch * problem.norms_batch_stride + part;
-    norms[0] = static_cast<Element>(sqrtf(squares));
-    norms[problem.norms_row_stride] = static_cast<Element>(traces);
+    norms[0] = static_cast<Element>(sqrtf(total.square));
+    norms[problem.norms_row_stride] = static_cast<Element>(total.trace);
   }
 }
 
@@ -106,15 +100,7 @@ cudaError_t prepare_gram_norms(const GramNormsItem* items, int64_t count, DType 
 }
 
 cudaError_t enqueue(const GramNormsLaunch& launch, cudaStream_t stream) {
-  cudaLaunchAttribute attribute = dependent_launch();
-  cudaLaunchConfig_t config = {};
-  config.gridDim = launch.blocks;
-  config.blockDim = 32 * kWarps;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  void* arguments[] = {const_cast<GramNormsTable*>(&launch.table)};
-  return cudaLaunchKernelExC(&config, launch.kernel, arguments);
+  return launch_dependent(launch.kernel, &launch.table, launch.blocks, 32 * kWarps, 0, stream);
 }
 
 }  // namespace muon_kernels::sm90

@@ -10,6 +10,19 @@
 
 namespace muon_kernels::sm90 {
 
+constexpr int64_t kNormRows = 32;  // rows of a Gram matrix in a pair of numbers
+
+// A symmetric gram [side, side], with zeros or anything else behind its rows, and norms [2, ceil(side / kNormRows)], both
+// with unit column stride: numbers whose squares add up to the square of gram's Frobenius norm, and numbers that add up to
+// its trace. They tell by how much an X may be larger than divided by its Frobenius norm, from gram = XX': the matrix's
+// gain is sqrt(trace / Frobenius norm), 0 if that is 0.
+struct GramNormsItem {
+  int64_t batch;
+  int64_t side;
+  MatrixBatch gram;
+  MatrixBatch norms;
+};
+
 struct GramNormsEntry {
   const void* gram;
   void* norms;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "gram_norms.h"
 #include "kernel.cuh"
 #include "launch.cuh"
 #include "shapes.cuh"

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "../dependent_launch.cuh"
 #include "small_kernel.cuh"
 #include "small_launch.h"
 
@@ -51,16 +52,7 @@ cudaError_t prepare_small_chains(std::vector<SmallChain> chains, DType dtype, vo
 }
 
 cudaError_t enqueue(const SmallLaunch& launch, cudaStream_t stream) {
-  cudaLaunchAttribute attribute = dependent_launch();
-  cudaLaunchConfig_t config = {};
-  config.gridDim = launch.blocks;
-  config.blockDim = kSmallThreads;
-  config.dynamicSmemBytes = launch.shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  void* arguments[] = {const_cast<SmallTable*>(&launch.table)};
-  return cudaLaunchKernelExC(&config, launch.kernel, arguments);
+  return launch_dependent(launch.kernel, &launch.table, launch.blocks, kSmallThreads, launch.shared_bytes, stream);
 }
 
 }  // namespace muon_kernels::sm90

@@ -69,8 +69,6 @@ __device__ __forceinline__ void multiply_small(float (&acc)[kN / 2], const Small
 // The gain of A, in every thread of the block.
 template <typename Element>
 __device__ __forceinline__ float small_gain(const SmallProduct& p, uint32_t base) {
-  constexpr int kWarps = kSmallThreads / 32;
-  __shared__ float sums[2][kWarps];
   const int piece = threadIdx.x % 8, rows = p.a.box_stride / 128;
   float square = 0.0f, trace = 0.0f;
   for (int col = 8 * piece; col < rows; col += 64) {
@@ -87,14 +85,8 @@ __device__ __forceinline__ float small_gain(const SmallProduct& p, uint32_t base
       }
     }
   }
-  square = warp_sum(square);
-  trace = warp_sum(trace);
-  if (threadIdx.x % 32 == 0) sums[0][threadIdx.x / 32] = square, sums[1][threadIdx.x / 32] = trace;
-  __syncthreads();
-  square = trace = 0.0f;
-#pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) square += sums[0][warp], trace += sums[1][warp];
-  return gain_from(square, trace);
+  const BlockSums total = block_sums<kSmallThreads / 32>(square, trace);
+  return gain_from(total.square, total.trace);
 }
 
 struct Factors {

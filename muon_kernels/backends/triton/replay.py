@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -35,20 +36,23 @@ class Replay:
     def run(self, device: torch.device) -> None:
         """Enqueues the launches, in order, on the current stream of `device`, which is current.
 
-        Raises:
-            RuntimeError: CUDA could not record them; nothing has been enqueued, and the next call tries again.
+        To record them is tried once: where CUDA cannot (out of memory, say), the launches do without a graph, as a step
+        that has begun must come to its end.
         """
         if not self._repeats():
             run(self._launches, device)
             return
-        if self._graph is None:
+        if self._calls <= CALLS_BEFORE:
             self._calls += 1
             if self._calls <= CALLS_BEFORE:
                 run(self._launches, device, self._measured_scratch)
                 return
-            self._record(device)
-        assert self._graph is not None
-        self._graph.replay()
+            with suppress(RuntimeError):
+                self._record(device)
+        if self._graph is None:
+            run(self._launches, device)
+        else:
+            self._graph.replay()
 
     def _repeats(self) -> bool:
         """Whether a graph would do what the launches do, and in fewer calls.
