@@ -127,6 +127,24 @@ def test_same_bits_on_every_run_and_for_every_tile(tile):
         last.copy_(chain)
 
 
+@pytest.mark.parametrize("tile", FULL_TILES)
+def test_tiles_that_are_stored_under_the_products_of_the_next(tile):
+    """Several tiles a block; whether the next has stages enough for all stores depends on its k."""
+    depths = (1160, 520, 456, 448, 264, 200, 72)
+    a, b = ([batch_of(2, *shape, torch.float16) for shape in zip(*sides, strict=True)]
+            for sides in (((1536,) * 7, depths), (depths, (1544,) * 7)))  # fmt: skip
+    full = [batch_of(2, 1536, 1544, torch.float16, poisoned=True) for _ in depths]
+    launch(False, a, b, [], full, alpha=1.0, beta=0.0, tile=tile)
+    for left, right, out in zip(a, b, full, strict=True):
+        assert_right(out, left.double() @ right.double())
+    if tile in SYMMETRIC_TILES:
+        gram = [batch_of(2, 1536, 1536, torch.float16, poisoned=True) for _ in depths]
+        launch(True, a, [x.mT for x in a], [], gram, alpha=1.0, beta=0.0, tile=tile)
+        for x, out in zip(a, gram, strict=True):
+            assert_right(out, x.double() @ x.mT.double())
+            assert torch.equal(out, out.mT)
+
+
 def test_sizes_across_the_unit_stride_are_free():
     a, b, x = (batch_of(2, *shape, torch.float16) for shape in ((101, 64), (64, 72), (37, 72)))
     product, gram = (batch_of(2, rows, 72, torch.float16, poisoned=True) for rows in (101, 72))

@@ -17,7 +17,7 @@ class ApplyEpilogue {
  public:
   static constexpr bool kThroughTensorMap = false;
   static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;  // without a C to load, 24 are enough
-  static constexpr int kKeptBoxes = 0;
+  static constexpr int kKeptStages = 0;
 
   __device__ __forceinline__ ApplyEpilogue(const GemmTable&, uint32_t staging, uint32_t barrier_id, uint32_t thread,
                                            const ApplyTargets& targets)

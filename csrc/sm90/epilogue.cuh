@@ -23,8 +23,10 @@ class Epilogue {
   static constexpr bool kThroughTensorMap = true;
   static constexpr int kLoaderRegisters = 40, kConsumerRegisters = 232;
   // Cooperative warpgroups have nobody who multiplies while they store: they keep a tile, rounded, and store it box by
-  // box during the products of the next.
-  static constexpr int kKeptBoxes = Shape::kAlternating ? 0 : kBoxes;
+  // box during the products of the next, a box in two stages, as a store waits until the one before the last has been
+  // read. With halves of tiles there are no registers left for that.
+  static constexpr int kStagesPerBox = kSymmetric && Shape::kHalves ? 1 : 2;
+  static constexpr int kKeptStages = Shape::kAlternating ? 0 : kBoxes * kStagesPerBox;
 
   __device__ __forceinline__ Epilogue(const GemmTable& table, uint32_t staging, uint32_t barrier_id, uint32_t thread)
       : table_(table),
@@ -46,20 +48,28 @@ class Epilogue {
       for (int box = 0; box < kN / kBox; ++box) {
 #pragma unroll
         for (int p = 0; p < 4; ++p) pack_fragments<Element>(kept_[r * kBoxesN + box][p], &acc[r][32 * box + 8 * p]);
-        if (kKeptBoxes == 0) store(r * kBoxesN + box);
+        if (kKeptStages == 0) store<true, true>(r * kBoxesN + box);
       }
     }
     end_ = tile.col + kN;
   }
 
-  // What is kept of the tile before: its part in a box of the warpgroup's rows.
-  __device__ __forceinline__ void store_kept(int box) {
-    if (tile_.col + box % kBoxesN * kBox < end_) store(box);
+  // Of what is kept of the tile before, that which is stored in this stage.
+  __device__ __forceinline__ void store_kept(int stage) {
+    const int box = stage / kStagesPerBox;
+    if (tile_.col + box % kBoxesN * kBox >= end_) return;
+    if (kStagesPerBox == 1) {
+      store<true, true>(box);
+    } else if (stage % 2 == 0) {
+      store<true, false>(box);
+    } else {
+      store<false, true>(box);
+    }
   }
 
   __device__ __forceinline__ void store_all_kept() {
 #pragma unroll
-    for (int box = 0; box < kKeptBoxes; ++box) store_kept(box);
+    for (int stage = 0; stage < kKeptStages; ++stage) store_kept(stage);
   }
 
   // Before the block ends: shared memory must outlive the stores that read it.
@@ -141,17 +151,22 @@ class Epilogue {
     if (leader_) tensor_store(&problem.out, box, col, row, tile_.batch);
   }
 
+  // A box of the warpgroup's rows, and its mirror image if the product is symmetric.
+  template <bool kDirect, bool kMirrored>
   __device__ __forceinline__ void store(int box) {
     const GemmEntry& problem = table_.entries[tile_.entry];
     const int row = tile_.row + box / kBoxesN * kBox, col = tile_.col + box % kBoxesN * kBox;
     if (row >= problem.m || col >= problem.n || (kSymmetric && row < col)) return;
-    if (kSymmetric && row == col) return store_on_diagonal(kept_[box], problem, row);
-    store<false>(kept_[box], problem, row, col);
-    if (kSymmetric) store<true>(kept_[box], problem, col, row);
+    if (kSymmetric && row == col) {
+      if (kDirect) store_on_diagonal(kept_[box], problem, row);
+      return;
+    }
+    if (kDirect) store_box<false>(kept_[box], problem, row, col);
+    if (kSymmetric && kMirrored) store_box<true>(kept_[box], problem, col, row);
   }
 
   template <bool kTransposed>
-  __device__ __forceinline__ void store(const uint32_t (&part)[4][4], const GemmEntry& problem, int row, int col) {
+  __device__ __forceinline__ void store_box(const uint32_t (&part)[4][4], const GemmEntry& problem, int row, int col) {
     const uint32_t box = claim();
 #pragma unroll
     for (int p = 0; p < 4; ++p) {

@@ -220,16 +220,16 @@ template <typename Element, class Shape, Major kMajorA, Major kMajorB, int kRows
 __device__ __forceinline__ void multiply_tile(float (&acc)[kRows][kN / 2], Ring<Shape>& ring, Output& epilogue,
                                               int k_extent, int first_row, uint32_t consumer, uint32_t lane,
                                               bool has_c) {
-  if constexpr (Output::kKeptBoxes > 0) {
+  if constexpr (Output::kKeptStages > 0) {
     // Paths that met before all products are done would make ptxas serialise them.
-    if (k_extent > (Output::kKeptBoxes - 1) * kTileK) {
+    if (k_extent > (Output::kKeptStages - 1) * kTileK) {
 #pragma unroll
-      for (int box = 0; box < Output::kKeptBoxes; ++box, ring.at.advance()) {
+      for (int stage = 0; stage < Output::kKeptStages; ++stage, ring.at.advance()) {
         multiply_stage<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, first_row);
-        epilogue.store_kept(box);
-        if (box > 0) retire_previous(ring, lane);
+        epilogue.store_kept(stage);
+        if (stage > 0) retire_previous(ring, lane);
       }
-      multiply_stages<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, Output::kKeptBoxes * kTileK, k_extent,
+      multiply_stages<Element, Shape, kMajorA, kMajorB, kRows, kN>(acc, ring, Output::kKeptStages * kTileK, k_extent,
                                                                    first_row, consumer, lane, has_c);
       return;
     }
