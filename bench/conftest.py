@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -29,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LAB] = Lab(torch.device(device), smoke=config.getoption("smoke"), budget=config.getoption("budget"))
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A run that is told to end (by `timeout`, by a scheduler) ends after this measurement and writes its file."""
+
+    def stop(number: int, frame: object) -> None:
+        session.shouldstop = f"told to end by signal {number}"
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
     """The run; its ceilings are measured first, before anything else is in memory."""
@@ -49,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Shows each number at once: the file is written at the end, which a crash or a killed run never reaches."""
+    """Shows each number at once: the file is written at the end, which a crash never reaches."""
     result = yield
     news, reporter = item.config.stash[_LAB].news, item.config.pluginmanager.get_plugin("terminalreporter")
     for line in news:

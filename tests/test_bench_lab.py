@@ -127,6 +127,22 @@ raise SystemExit(pytest.main([
 """
 
 
+def test_a_run_that_is_told_to_end_writes_what_it_has(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    path = tmp_path / "ended.json"
+    run = "-m pytest bench/bench_ops.py --smoke --device cpu -q -p no:cacheprovider --benchmark-quiet --benchmark-json"
+    command = [sys.executable, *run.split(), str(path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        first = next(line for line in running.stdout if " ms " in line)
+        running.terminate()
+        rest = running.stdout.read()
+    assert running.returncode == pytest.ExitCode.INTERRUPTED, rest
+    rows = load(path).rows
+    assert f"{rows[0].bench} {rows[0].cell}" in first and len(rows) == 1 + rest.count(" ms ")
+
+
 def test_a_run_goes_on_past_failing_providers(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     path = tmp_path / "smoke.json"
