@@ -7,12 +7,16 @@
 #include <limits>
 
 #include "api.h"
+#include "sm90/gram_norms.h"
 
 extern "C" const char* cudaGetErrorName(cudaError_t) { return "error"; }
 extern "C" const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 
 namespace muon_kernels {
 namespace {
+
+using sm90::GramNormsItem;
+using sm90::kNormRows;
 
 float read(DType type, const void* data, int64_t i) {
   if (type == DType::kFloat32) return static_cast<const float*>(data)[i];
