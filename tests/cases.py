@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -94,14 +93,12 @@ def product_by_product(symm_gemm: Op, gemm_add: Op, workspace: Tensor, program: 
 
 def programs_of_one(program: Program) -> Iterator[Program]:
     """The products of a program, chain by chain, each by itself on the same buffers."""
+    chains = rows_of(program.chains, 2)
+    owners = [chain for chain, (_, count) in enumerate(chains) for _ in range(count)]
     products, scalars = rows_of(program.products, PRODUCT_FIELDS), rows_of(program.scalars, SCALAR_FIELDS)
-    numbers = iter(range(len(products)))
-    for chain, (_, count) in enumerate(rows_of(program.chains, 2)):
-        for i in islice(numbers, count):
-            chains = [(own, int(other == chain)) for other, (own, _) in enumerate(rows_of(program.chains, 2))]
-            yield replace(
-                program, products=tuple(products[i]), scalars=tuple(scalars[i]), chains=tuple(sum(chains, start=()))
-            )
+    for owner, product, numbers in zip(owners, products, scalars, strict=True):
+        counts = [count for chain, (buffers, _) in enumerate(chains) for count in (buffers, int(chain == owner))]
+        yield replace(program, products=tuple(product), scalars=tuple(numbers), chains=tuple(counts))
 
 
 def tensor_list(dtype: torch.dtype, device: str) -> list[Tensor]:

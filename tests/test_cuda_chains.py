@@ -101,10 +101,9 @@ def test_sizes_are_free(method, groups):
     assert_near_the_reference(*filled(groups, method, torch.float16))
 
 
-def each_by_itself(op, workspace, program):
-    """A chain's products in programs of one each."""
+def each_by_itself(workspace, program):
     for one in programs_of_one(program):
-        op(workspace, one)
+        ops.chains(workspace, one)
 
 
 @pytest.mark.parametrize("groups", LARGE, ids=str)
@@ -113,7 +112,7 @@ def test_bits_of_products_in_programs_of_one(dtype, groups):
     """Products with gains too, which the op `symm_gemm` does not know; a small chain keeps its gain in the block."""
     chain, fill = filled(groups, "squaring", dtype)
     with use_backend("cuda"):
-        expected = run(chain, partial(each_by_itself, ops.chains))
+        expected = run(chain, each_by_itself)
         fill()
         for one, other in zip(run(chain), expected, strict=True):
             assert torch.equal(one, other) and other.isfinite().all()

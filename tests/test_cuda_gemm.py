@@ -131,8 +131,8 @@ def test_same_bits_on_every_run_and_for_every_tile(tile):
 def test_tiles_that_are_stored_under_the_products_of_the_next(tile):
     """Several tiles a block; whether the next has stages enough for all stores depends on its k."""
     depths = (1160, 520, 456, 448, 264, 200, 72)
-    a, b = ([batch_of(2, *shape, torch.float16) for shape in zip(*sides, strict=True)]
-            for sides in (((1536,) * 7, depths), (depths, (1544,) * 7)))  # fmt: skip
+    a = [batch_of(2, 1536, k, torch.float16) for k in depths]
+    b = [batch_of(2, k, 1544, torch.float16) for k in depths]
     full = [batch_of(2, 1536, 1544, torch.float16, poisoned=True) for _ in depths]
     launch(False, a, b, [], full, alpha=1.0, beta=0.0, tile=tile)
     for left, right, out in zip(a, b, full, strict=True):
